@@ -1,0 +1,321 @@
+"""Recipes: YAML files read into frozen, closed pydantic models.
+
+A recipe binds archive, model, training and (downstream) labels and head. Its keys are grouped by consequence, and each
+field says its group: `science` changes the result, `run` changes how long and how often, `speed` must not change
+results. `extends: other.yaml` starts from another recipe (relative to the file); `--set train.steps=50` overrides.
+An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from geomed_mae.errors import ConfigError
+from geomed_mae.modalities import read_yaml
+from geomed_mae.plugins import suggest
+
+MAX_EXTENDS = 8
+"""Longer chains of `extends` are taken for a loop."""
+
+
+def science(default: Any = ..., **kwargs: Any) -> Any:
+    """Declare a field that changes the result."""
+    return Field(default, json_schema_extra={"group": "science"}, **kwargs)
+
+
+def run(default: Any = ..., **kwargs: Any) -> Any:
+    """Declare a field that changes how long, how often and where, not what is learned per step."""
+    return Field(default, json_schema_extra={"group": "run"}, **kwargs)
+
+
+def speed(default: Any = ..., **kwargs: Any) -> Any:
+    """Declare a field that must not change results."""
+    return Field(default, json_schema_extra={"group": "speed"}, **kwargs)
+
+
+class Section(BaseModel):
+    """Frozen, closed base of every part of a recipe; docstrings of fields become their descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Pair = tuple[int, int]
+Triple = tuple[int, int, int]
+
+
+class DataConfig(Section):
+    """What is read from the archive and how samples are cut from it."""
+
+    modality: tuple[str, ...] = science(("auto",))
+    """Modalities that files may have: names, YAML files, or "auto". A single name may be given without a list."""
+    channels: tuple[str, ...] | None = science(None)
+    """Use only these channels, by name; None takes all that an image has. Images that lack one are an error."""
+    crop_2d: Pair | None = science(None)
+    """Crop of rasters and planes in pixels (rows, columns); a multiple of model.patch_2d."""
+    crop_3d: Triple | None = science(None)
+    """Crop of volumes in voxels (slices, rows, columns); a multiple of model.patch_3d."""
+    min_valid: float = science(0.25, ge=0.0, le=1.0)
+    """A pretraining crop with a smaller share of valid pixels is drawn again."""
+    crops_per_read: int = science(4, ge=1)
+    """Crops cut from one decoded window; they go into different batches' order through the seed, not the cache."""
+    workers: int = speed(0, ge=0)
+    """Loader processes; 0 loads in the main process. The samples are the same for any number."""
+    cache_mb: int = speed(2048, ge=0)
+    """Decoded images kept in memory per loader process, in MiB."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("modality"), str):
+            return {**data, "modality": (data["modality"],)}
+        return data
+
+
+class ModelConfig(Section):
+    """The masked autoencoder."""
+
+    size: Literal["tiny", "small", "base", "large"] = science("tiny")
+    """timm's ViT sizes: width 192, 384, 768, 1024 and depth 12 (24 for large)."""
+    depth: int | None = science(None, ge=1)
+    """Number of encoder blocks, where it differs from the size's."""
+    patch_2d: Pair | None = science(None)
+    """Patch of rasters and planes in pixels (rows, columns)."""
+    patch_3d: Triple | None = science(None)
+    """Patch of volumes in voxels (slices, rows, columns)."""
+    reference_gsd_m: float | None = science(None, gt=0)
+    """Ground sampling distance at which neighbouring patches are one position unit apart; None takes each image's own
+    grid as the reference, so that positions count patches."""
+    reference_spacing_mm: tuple[float, float, float] | None = science(None)
+    """The same for volumes, per axis (slice, row, column) in mm; planes use the last two."""
+    basis: int = science(32, ge=3)
+    """Number of shared filters of which every channel's patch embedding is a combination."""
+    decoder_dim: int = science(128, ge=16)
+    """Width of the decoder."""
+    decoder_depth: int = science(4, ge=1)
+    """Number of decoder blocks."""
+    mode: Literal["exact", "fast"] = science("exact")
+    """exact: the published objective. fast: decode a subset of masked patches with a cross-attention decoder."""
+    mask_ratio: float = science(0.75, gt=0.0, lt=1.0)
+    """Share of an image's valid patches hidden from the encoder."""
+    target: Literal["patch_channel", "patch", "none"] = science("patch_channel")
+    """Normalisation of targets: per patch and channel, per patch jointly (as published), or none."""
+    stats_weight: float = science(1.0, ge=0.0)
+    """Weight of the loss on each patch's mean and log standard deviation."""
+    channel_drop: float = science(0.0, ge=0.0, lt=1.0)
+    """Probability of hiding a channel from the encoder while still asking for it; one channel is always shown."""
+    init: str | None = science(None)
+    """Encoder folder to start from, or None for random weights."""
+
+    @model_validator(mode="after")
+    def _has_a_patch(self) -> ModelConfig:
+        if self.patch_2d is None and self.patch_3d is None:
+            raise ValueError("set model.patch_2d, model.patch_3d or both")
+        return self
+
+
+class TrainConfig(Section):
+    """The loop and its optimiser."""
+
+    steps: int = run(1000, ge=1)
+    """Optimiser steps of the whole run."""
+    batch_size: int = science(32, ge=1)
+    """Samples per step."""
+    optimizer: Literal["muon", "adamw"] = science("muon")
+    """muon: torch.optim.Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for everything."""
+    lr: float = science(1e-3, gt=0)
+    """Peak learning rate of AdamW; Muon's is train.muon_lr."""
+    muon_lr: float = science(0.02, gt=0)
+    """Peak learning rate of Muon's matrices."""
+    weight_decay: float = science(0.05, ge=0)
+    """Decoupled weight decay of matrices; biases, norms and codes have none."""
+    warmup: float = science(0.05, ge=0.0, lt=1.0)
+    """Share of the steps over which the learning rate rises linearly."""
+    clip: float = science(1.0, gt=0)
+    """Largest gradient norm."""
+    layer_decay: float = science(1.0, gt=0, le=1.0)
+    """Factor of the learning rate from one block to the one below (fine-tuning)."""
+    seed: int = science(0, ge=0)
+    """Seed of initial weights, order, crops, augmentation and masks."""
+    checkpoint_every: int = run(500, ge=1)
+    """Steps between checkpoints; the last step always writes one."""
+    keep: int = run(2, ge=1)
+    """Checkpoints kept; older ones are deleted."""
+    log_every: int = run(10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    precision: Literal["auto", "fp32", "bf16"] = science("auto")
+    """auto: bf16 autocast on CUDA devices that have it, fp32 elsewhere."""
+    device: str = run("auto")
+    """auto: cuda when there is one, else cpu."""
+
+
+class HeadConfig(Section):
+    """The downstream head."""
+
+    name: str = science("segment")
+    """Name of a module in geomed_mae/heads (segment, classify) or of an entry point."""
+    classes: tuple[str, ...] = science(("background", "foreground"))
+    """Class names in the order of their numbers."""
+    frozen: bool = science(False)
+    """Train the head alone."""
+    width: int = science(64, ge=8)
+    """Width of a convolutional head."""
+
+
+class LabelConfig(Section):
+    """How labels are read and split."""
+
+    values: dict[int, int] | None = science(None)
+    """Stored label value -> class number; None takes values as class numbers. Values not listed are ignored."""
+    validation: float = science(0.25, ge=0.0, lt=1.0)
+    """Share of groups (patients, scenes) held out for validation."""
+    block_px: int | None = science(None, ge=16)
+    """With a single labelled scene: split it into square blocks of this many pixels instead of by scene."""
+
+
+class Recipe(Section):
+    """A pretraining recipe, or with `head` a fine-tuning recipe."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig | None = None
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    head: HeadConfig | None = None
+    labels: LabelConfig = Field(default_factory=LabelConfig)
+
+    @property
+    def verb(self) -> str:
+        """Return "finetune" when there is a head, else "pretrain"."""
+        return "pretrain" if self.head is None else "finetune"
+
+    @model_validator(mode="after")
+    def _crops_fit_patches(self) -> Recipe:
+        if self.model is None:
+            return self
+        for name, crop, patch in (
+            ("2d", self.data.crop_2d, self.model.patch_2d),
+            ("3d", self.data.crop_3d, self.model.patch_3d),
+        ):
+            if crop and not patch:
+                raise ValueError(f"data.crop_{name} is set but model.patch_{name} is not")
+            if patch and not crop:
+                raise ValueError(f"model.patch_{name} is set but data.crop_{name} is not")
+            if crop and any(c % p for c, p in zip(crop, patch, strict=True)):
+                raise ValueError(f"data.crop_{name} {list(crop)} is not a multiple of model.patch_{name} {list(patch)}")
+        return self
+
+
+def recipes_folder() -> Path:
+    """Return the folder of recipes: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    return next((path for path in (package.parent / "recipes", package / "recipes") if path.is_dir()), package)
+
+
+def _find(path: Path) -> Path:
+    """Return `path`, or the packaged recipe of that name ("pretrain_ct_tiny")."""
+    if path.is_file():
+        return path
+    packaged = recipes_folder() / (path.name if path.suffix else f"{path.name}.yaml")
+    if packaged.is_file() and len(path.parts) == 1:
+        return packaged
+    known = [entry.stem for entry in recipes_folder().glob("*.yaml")]
+    raise ConfigError(f"there is no recipe '{path}'; {suggest(path.stem, known)}")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "values"
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name} is not a recipe: it holds no mapping of sections")
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if depth >= MAX_EXTENDS:
+        raise ConfigError(f"{path.name}: more than {MAX_EXTENDS} recipes extend one another; is there a loop?")
+    return _merge(_read(path.parent / str(parent), depth + 1), data)
+
+
+def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """Apply one `--set section.key=value`; the value is read as YAML."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    key, equals, text = assignment.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set takes section.key=value, for example train.steps=50, not '{assignment}'")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"--set {key}: '{text}' is not a value: {' '.join(str(error).split())[:200]}") from error
+    for part in reversed(parts):
+        value = {part: value}
+    return _merge(data, value)
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Return the field names of the section that holds the last part of `location`."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        return f"{origin}: unknown key '{key}'; {suggest(str(location[-1]), _known_keys(location))}"
+    message = first["msg"].removeprefix("Value error, ")
+    found = "" if not location or isinstance(first["input"], dict) else f" (found {first['input']!r})"
+    return f"{origin}: {key + ': ' if key else ''}{message}{found}"
+
+
+def build_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Check plain values as a recipe; `origin` is the name that error messages carry.
+
+    Raises:
+        ConfigError: with the key, what was found and what is allowed.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read a recipe file (or the packaged recipe of that name), apply overrides, and check it.
+
+    Raises:
+        ConfigError: with the file, the key, what was found and what is allowed.
+    """
+    found = _find(Path(os.fspath(path)))
+    data = _read(found)
+    for assignment in overrides:
+        data = _override(data, assignment)
+    return build_recipe(data, found.name)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML that `load_recipe` reads back to an equal value."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False
+    out = io.StringIO()
+    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), out)
+    return out.getvalue()

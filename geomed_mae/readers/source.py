@@ -1,0 +1,102 @@
+"""What readers find before any pixel is read: a Source (a future Image) or a Refusal (a file and the reason)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geomed_mae.image import Channel, Geometry, PlaneGeometry, RasterGeometry, VolumeGeometry
+from geomed_mae.readers.reasons import Reason
+
+_GEOMETRIES = {"raster": RasterGeometry, "volume": VolumeGeometry, "plane": PlaneGeometry}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that is not part of any Source. `detail` may name values, never identifiers of a person."""
+
+    path: Path
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source:
+    """One future Image, from headers alone.
+
+    Attributes:
+        reader: name of the reader module that made it and will read it.
+        files: the files in reading order.
+        selector: what `read` needs beside the files (frame numbers, band numbers, a time point); plain JSON values.
+        modality: name of the modality (or path of the user's modality file).
+        channels: as the Image will have them, in order.
+        shape: spatial shape ([slices,] rows, columns).
+        dtype: numpy name of the stored type, for example "uint16".
+        geometry: as the Image will have it; keys may be empty until `read`.
+        identity: private (kind, value) pairs that tie images of one subject together: ("patient", ...), ("study", ...),
+            ("frame", ...). They reach keyed hashes only.
+        flags: notes for the index, for example "ORDER_ASSUMED" when bands were named by their number alone.
+    """
+
+    reader: str
+    files: tuple[Path, ...]
+    selector: dict[str, Any] = field(default_factory=dict)
+    modality: str
+    channels: tuple[Channel, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    geometry: Geometry
+    identity: tuple[tuple[str, str], ...] = ()
+    flags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values. They hold paths and identifiers: for private files only."""
+        kind = next(name for name, kind in _GEOMETRIES.items() if isinstance(self.geometry, kind))
+        geometry = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in asdict(self.geometry).items()
+        }
+        return {
+            "reader": self.reader,
+            "files": [str(path) for path in self.files],
+            "selector": self.selector,
+            "modality": self.modality,
+            "channels": [asdict(channel) for channel in self.channels],
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "geometry": {"kind": kind, **geometry},
+            "identity": [list(pair) for pair in self.identity],
+            "flags": list(self.flags),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Source:
+        """Inverse of `to_json`."""
+        geometry = dict(data["geometry"])
+        kind = _GEOMETRIES[geometry.pop("kind")]
+        if kind is VolumeGeometry:
+            geometry["affine"] = np.array(geometry["affine"])
+        geometry = {key: tuple(value) if isinstance(value, list) else value for key, value in geometry.items()}
+        return cls(
+            **{
+                **data,
+                "files": tuple(Path(path) for path in data["files"]),
+                "channels": tuple(Channel(**channel) for channel in data["channels"]),
+                "shape": tuple(data["shape"]),
+                "geometry": kind(**geometry),
+                "identity": tuple((pair[0], pair[1]) for pair in data["identity"]),
+                "flags": tuple(data["flags"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Outcome of looking at headers. Every file looked at is in a Source or in exactly one Refusal."""
+
+    sources: Sequence[Source]
+    refusals: Sequence[Refusal]
