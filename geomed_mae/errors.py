@@ -17,6 +17,9 @@ A message says what was found, where, and what to do about it, in one sentence o
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GeomedError(Exception):
     """Root of the tree; `exit_code` is what the command line exits with."""
@@ -96,3 +99,10 @@ class Preempted(GeomedError):
     """The process was told to stop; everything is saved and the run can be resumed."""
 
     exit_code = 75
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Say which known name is nearest to `name`, or list them: the tail of an error message."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known) or 'none'}"

@@ -6,24 +6,15 @@ Entry points live in the group `geomed_mae.<folder>` (for example `geomed_mae.re
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from geomed_mae.errors import ConfigError
+from geomed_mae.errors import ConfigError, suggest
 
 PACKAGE = "geomed_mae"
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Say which known name is nearest to `name`, or list them: the tail of an error message."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known) or 'none'}"
 
 
 def plugin_names(folder: str, *, marker: str) -> list[str]:

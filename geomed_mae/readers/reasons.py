@@ -38,7 +38,7 @@ class Reason(StrEnum):
     UNIT_CONFLICT = "scale or offset disagrees with the modality"
     # DICOM and NIfTI
     NOT_DICOM = "not a DICOM file"
-    NON_IMAGE = "a DICOM object without pixels of its own kind"
+    NON_IMAGE = "a file without an image of its own"
     NO_PIXEL_DATA = "the header ends before the pixel data"
     MISSING_TAG = "a required attribute is missing"
     LENGTH_MISMATCH = "pixel data shorter than the header promises"

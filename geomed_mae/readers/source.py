@@ -100,3 +100,17 @@ class Survey:
 
     sources: Sequence[Source]
     refusals: Sequence[Refusal]
+
+
+def whole_window(window: tuple[slice, ...] | None, shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return `window` with start and stop filled in, one slice a spatial axis; None is the whole image.
+
+    Raises:
+        ValueError: the window is empty or not inside `shape`.
+    """
+    window = window or (slice(None),) * len(shape)
+    parts = tuple(slice(*part.indices(size)[:2]) for part, size in zip(window, shape, strict=True))
+    for part, wanted, size in zip(parts, window, shape, strict=True):
+        if part.start >= part.stop or (wanted.start or 0) < 0 or not 0 <= (wanted.stop or 0) <= size:
+            raise ValueError(f"window {wanted.start}:{wanted.stop} is empty or not inside 0:{size}")
+    return parts
