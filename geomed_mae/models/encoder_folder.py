@@ -1,0 +1,171 @@
+"""The encoder folder: what `pretrain` leaves for others.
+
+    config.json         the ModelSpec, and the folder's format and version
+    model.safetensors   the encoder's weights; the decoder's too where asked for, under `decoder.`
+    contract.json       what the encoder may be fed
+    README.md           model card
+    MANIFEST.sha256     vouches for the others
+
+No pickle, no code, no identifiers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import nn
+
+from geomed_mae.errors import ConfigError, IntegrityError, SecurityError
+from geomed_mae.models.contract import Contract
+from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
+from geomed_mae.models.pretrained import PretrainedEncoder
+from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.vit import Encoder
+
+FORMAT = "geomed-mae encoder"
+VERSION = 1
+CONFIG, WEIGHTS, CONTRACT, CARD = "config.json", "model.safetensors", "contract.json", "README.md"
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
+"""Suffixes of files that can run code when they are loaded."""
+
+
+def save_encoder(folder: str | Path, encoder: Encoder, contract: Contract, *, decoder: nn.Module | None = None) -> None:
+    """Write an encoder folder, atomically; an older encoder folder in its place is replaced.
+
+    Args:
+        folder: where to.
+        encoder: its weights are stored in the precision that they have.
+        contract: what it was trained on.
+        decoder: stored too when given, for `reconstruct` and continued pretraining.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    if decoder is not None:
+        tensors |= {
+            f"decoder.{name}": tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()
+        }
+    config = {"format": FORMAT, "version": VERSION, "spec": json.loads(encoder.spec.to_json())}
+    write_folder(
+        Path(folder),
+        {
+            CONFIG: json.dumps(config, indent=2).encode(),
+            WEIGHTS: tensor_bytes(tensors),
+            CONTRACT: contract.to_json().encode(),
+            CARD: model_card(encoder, contract).encode(),
+        },
+    )
+
+
+def load_encoder(path: str | Path) -> PretrainedEncoder:
+    """Open the encoder of a run folder or an encoder folder, after checking every byte against the manifest.
+
+    Raises:
+        ConfigError: there is no encoder, or one of a kind or version that cannot be read yet.
+        IntegrityError: a file is missing or is not what was written (it is named).
+        SecurityError: a pickle, which could run code; the message says how to convert it.
+    """
+    folder = Path(path)
+    if (folder / "encoder" / MANIFEST).is_file():
+        folder = folder / "encoder"
+    _refuse_pickles(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"there is no run or encoder folder '{path}'")
+    if not (folder / MANIFEST).is_file():
+        if (folder / CONFIG).is_file():
+            raise ConfigError(
+                f"'{path}' has no {MANIFEST}: Hugging Face and timm folders cannot be opened yet, only encoder folders "
+                "that geomed-mae wrote"
+            )
+        raise ConfigError(f"'{path}' holds no encoder (no {CONFIG}, no {MANIFEST}); give a run or an encoder folder")
+    files = read_folder(folder)
+    if missing := [name for name in (CONFIG, WEIGHTS, CONTRACT) if name not in files]:
+        raise IntegrityError(
+            f"'{folder}' has no {missing[0]} in its {MANIFEST}; it is no encoder folder, or half of one"
+        )
+    config = json.loads(files[CONFIG])
+    if config.get("format") != FORMAT or config.get("version") != VERSION:
+        raise ConfigError(
+            f"'{path}' is '{config.get('format')}' version {config.get('version')}, not '{FORMAT}' version {VERSION}"
+        )
+    spec = ModelSpec.from_json(json.dumps(config["spec"]))
+    encoder = Encoder(spec)
+    try:
+        tensors = read_tensors(files[WEIGHTS])
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+        encoder.load_state_dict(own)
+    except (SafetensorError, RuntimeError) as error:
+        raise IntegrityError(
+            f"'{folder}': {WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return PretrainedEncoder(encoder, Contract.from_json(files[CONTRACT].decode()))
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raise SecurityError for a pickled file, or a folder whose only weights are pickled."""
+    found = path if path.suffix.lower() in PICKLES else None
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        found = next((entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in PICKLES), found)
+    if found is not None:
+        raise SecurityError(
+            f"'{found}' is a pickle, which can run any code when it is opened; convert it where that may happen: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+        )
+
+
+def model_card(encoder: Encoder, contract: Contract) -> str:
+    """Return the README.md of an encoder folder: front matter for the Hugging Face hub, then prose and tables."""
+    spec = encoder.spec
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    patches = " and ".join("x".join(map(str, patch)) for patch in (spec.patch_2d, spec.patch_3d) if patch is not None)
+    crops = " and ".join("x".join(map(str, crop)) for crop in (contract.crop_2d, contract.crop_3d) if crop is not None)
+    rows = "\n".join(
+        f"| {entry.modality} | {entry.channel.name} | {entry.channel.kind} | {entry.channel.unit} | "
+        + (f"(value - {entry.center:g}) / {entry.scale:g}" if entry.method == "fixed" else "(value - median) / spread")
+        + f" | {'none' if entry.value_range is None else '{:g} to {:g}'.format(*entry.value_range)} |"
+        for entry in contract.channels
+    )
+    references = {
+        "ground sampling distance": f"{spec.reference_gsd_m:g} m" if spec.reference_gsd_m else None,
+        "voxel spacing": " x ".join(f"{value:g}" for value in spec.reference_spacing_mm or ()) + " mm",
+    }
+    if spec.reference_spacing_mm is None:
+        references.pop("voxel spacing")
+    stated = ", ".join(f"{name} {value}" for name, value in references.items() if value)
+    return f"""---
+library_name: geomed-mae
+tags: [masked-autoencoder, vision-transformer, self-supervised]
+---
+# Encoder pretrained with geomed-mae
+
+A vision transformer (width {spec.dim}, {spec.depth} blocks, {spec.heads} heads, {parameters / 1e6:.1f} M parameters),
+pretrained as a masked autoencoder on {contract.images} images for {contract.steps} steps. Patches: {patches}; crops:
+{crops or "not recorded"}; positions count {f"patches at the reference {stated}" if stated else "patches"}.
+Torch {torch.__version__.split("+")[0]} wrote the weights.
+
+    import geomed_mae as gm
+    encoder = gm.load_encoder("this/folder")
+    vector = encoder.embed(image)       # ({spec.dim},)
+    grid = encoder.features(image)      # ({spec.dim}, [z,] y, x), with its own geometry
+
+## Input
+
+Values in these units, scaled as stated; what is invalid has no influence. Where scaling names median and spread, both
+are the image's own per channel; spread is (p95 - p5) / 3.29 of valid pixels.
+
+| modality | channel | kind | unit | scaling | clipped to |
+|---|---|---|---|---|---|
+{rows}
+
+## Limits
+
+Trained without labels; how well it serves a task is measured by `geomed-mae finetune --twin` or `geomed-mae probe` on
+data of that task. Other sensors, units or scales than those above are refused rather than guessed. The pretraining
+images are known by the keyed fingerprint `{contract.fingerprint or "not recorded"}` alone; no identifier is stored.
+"""

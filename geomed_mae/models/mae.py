@@ -1,0 +1,199 @@
+"""The masked autoencoder (He et al., arXiv 2111.06377) for images with any channels, in 2D or 3D.
+
+An encoder sees the visible patches, a light decoder sees its output and mask tokens, and the loss compares the
+decoder's pixels of the hidden patches with the image's. Three things differ from the paper, each with a switch back:
+channels enter and leave through codes of their physics (`patch_embed`), targets are normalised per patch and channel
+over valid pixels (`targets`), and a statistics head predicts what that normalisation removes. With `target="patch"`,
+`stats_weight=0` and three channels, loss and gradients are the published ones (tests/models/test_mae.py).
+
+Shapes: b batch, c channel, n patch of the grid, v visible, h hidden, p pixel of a patch, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geomed_mae.image import Channel
+from geomed_mae.models.masking import MaskPlan
+from geomed_mae.models.patch_embed import ChannelHeads
+from geomed_mae.models.patches import clean, patchify, select, unpatchify
+from geomed_mae.models.positions import position_table
+from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.targets import Target, masked_mean, patch_targets, undo
+from geomed_mae.models.vit import INIT_STD, NORM_EPS, Encoder, Tokens, attention_bias, make_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The decoder's answer for each hidden patch and channel: normalised pixels and the patch's statistics."""
+
+    pixels: Float[Tensor, "b h c p"]
+    mean: Float[Tensor, "b h c"]
+    log_sigma: Float[Tensor, "b h c"]
+
+
+@dataclass(frozen=True, slots=True)
+class MAEOutput:
+    """Loss to minimise, its parts (`pixels`, `mean`, `log_sigma`: unweighted, detached), and the prediction."""
+
+    loss: Float[Tensor, ""]
+    parts: dict[str, Tensor]
+    prediction: Prediction
+
+
+class Decoder(nn.Module):
+    """Transformer over visible tokens and mask tokens that answers for the hidden patches."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Linear(spec.dim, spec.decoder_dim)
+        nn.init.xavier_uniform_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, spec.decoder_dim) * INIT_STD)
+        self.blocks = make_blocks(spec.decoder_dim, spec.decoder_depth, spec.decoder_heads)
+        self.norm = nn.LayerNorm(spec.decoder_dim, eps=NORM_EPS)
+        self.heads = ChannelHeads(spec)
+
+    def forward(
+        self,
+        encoded: Tokens,
+        channels: Sequence[Channel],
+        spacing: Float[Tensor, "b axes"] | None,
+        plan: MaskPlan,
+    ) -> Prediction:
+        """Predict the hidden patches of `plan` from the tokens of its visible ones.
+
+        Tokens stand in the order of the plan, not of the grid: attention does not know order, only positions.
+        """
+        axes = len(encoded.grid)
+        x = self.embed(encoded.tokens)  # b 1+v d
+        position = position_table(
+            encoded.grid,
+            self.spec.decoder_dim,
+            spacing=spacing,
+            reference=self.spec.reference(channels, axes),
+            device=x.device,
+        )
+        visible = x[:, 1:] + select(position, plan.visible)
+        hidden = self.mask_token + select(position, plan.hidden)
+        x = torch.cat([x[:, :1], visible.to(x.dtype), hidden.to(x.dtype)], dim=1)  # b 1+v+h d
+        bias = attention_bias(_joined_pad(plan), x)
+        for block in self.blocks:
+            x = block(x, attn_mask=bias)
+        answer = self.heads(self.norm(x[:, -plan.hidden.shape[1] :]), channels, self.spec.patch(axes))  # b h c p+2
+        return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
+
+
+def _joined_pad(plan: MaskPlan) -> Bool[Tensor, "b v+h"] | None:
+    """Return the padding of visible and hidden entries together, None when there is none."""
+    if plan.visible_pad is None and plan.hidden_pad is None:
+        return None
+    pairs = ((plan.visible, plan.visible_pad), (plan.hidden, plan.hidden_pad))
+    return torch.cat([torch.zeros_like(index, dtype=torch.bool) if pad is None else pad for index, pad in pairs], dim=1)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder and decoder, injected; `from_spec` builds both."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.spec = encoder.spec
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> MaskedAutoencoder:
+        """Build the model with random weights from torch's global generator."""
+        return cls(Encoder(spec), Decoder(spec))
+
+    def forward(
+        self,
+        pixels: Float[Tensor, "b c *space"],
+        valid: Bool[Tensor, "#b #c *space"],
+        channels: Sequence[Channel],
+        spacing: Float[Tensor, "b axes"] | None,
+        plan: MaskPlan,
+        *,
+        floor: Float[Tensor, "#b c"] | Float[Tensor, " c"],
+    ) -> MAEOutput:
+        """Return the loss of one masked batch; arguments as in `Encoder.forward`, `floor` as in `patch_targets`.
+
+        Raises:
+            ConfigError: as `Encoder.forward`.
+        """
+        encoded = self.encoder(pixels, valid, channels, spacing, plan)
+        prediction = self.decoder(encoded, channels, spacing, plan)
+        return self.loss(prediction, self.target(pixels, valid, plan, floor))
+
+    def target(
+        self,
+        pixels: Float[Tensor, "b c *space"],
+        valid: Bool[Tensor, "#b #c *space"],
+        plan: MaskPlan,
+        floor: Float[Tensor, "#b c"] | Float[Tensor, " c"],
+    ) -> Target:
+        """Return what the decoder is asked for: the hidden patches, normalised, in fp32."""
+        patch = self.spec.patch(pixels.ndim - 2)
+        asked = select(patchify(valid.expand(pixels.shape), patch), plan.hidden)
+        if plan.hidden_pad is not None:
+            asked = asked & ~plan.hidden_pad[..., None, None]
+        patches = clean(select(patchify(pixels.float(), patch), plan.hidden), asked)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return patch_targets(patches, asked, floor.float().reshape(-1, pixels.shape[1]), self.spec.target)
+
+    def loss(self, prediction: Prediction, target: Target) -> MAEOutput:
+        """Return the mean squared error over valid pixels of hidden patches, plus the weighted statistics' error.
+
+        In fp32 whatever autocast says: in bf16 this loss was seen shifted by more than 1 elsewhere. Statistics, which
+        have heavy tails, enter with a Huber loss.
+        """
+        with torch.autocast(prediction.pixels.device.type, enabled=False):
+            error = (prediction.pixels.float() - target.pixels).square()
+            mean = F.smooth_l1_loss(prediction.mean.float(), target.mean, reduction="none")
+            log_sigma = F.smooth_l1_loss(prediction.log_sigma.float(), target.log_sigma, reduction="none")
+            parts = {
+                "pixels": masked_mean(error, target.valid),
+                "mean": masked_mean(mean, target.counted),
+                "log_sigma": masked_mean(log_sigma, target.counted),
+            }
+            loss = parts["pixels"] + self.spec.stats_weight * (parts["mean"] + parts["log_sigma"])
+        return MAEOutput(loss, {name: part.detach() for name, part in parts.items()}, prediction)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        pixels: Float[Tensor, "b c *space"],
+        valid: Bool[Tensor, "#b #c *space"],
+        channels: Sequence[Channel],
+        spacing: Float[Tensor, "b axes"] | None,
+        plan: MaskPlan,
+        *,
+        floor: Float[Tensor, "#b c"] | Float[Tensor, " c"],
+    ) -> Float[Tensor, "b c *space"]:
+        """Return the image in model units with each hidden patch replaced by its prediction.
+
+        Normalisation is undone with the statistics head's mean and sigma. A model trained without that head
+        (`stats_weight` 0) is given the true ones, as in the paper's figures. Visible patches, and patches that are
+        neither shown nor asked for, are copied, with 0 where invalid.
+        """
+        prediction = self.decoder(self.encoder(pixels, valid, channels, spacing, plan), channels, spacing, plan)
+        statistics: Prediction | Target = prediction
+        if self.spec.stats_weight == 0:
+            statistics = self.target(pixels, valid, plan, floor)
+        answer = undo(
+            prediction.pixels.float(), statistics.mean.float(), statistics.log_sigma.float(), self.spec.target
+        )
+        patch = self.spec.patch(pixels.ndim - 2)
+        image = patchify(clean(pixels, valid), patch).float()
+        spare = F.pad(image, (0, 0, 0, 0, 0, 1))  # one more patch, where padding entries go
+        place = plan.hidden if plan.hidden_pad is None else plan.hidden.masked_fill(plan.hidden_pad, image.shape[1])
+        spare.scatter_(1, place[..., None, None].expand_as(answer), answer)
+        grid = tuple(size // step for size, step in zip(pixels.shape[2:], patch, strict=True))
+        return unpatchify(spare[:, :-1], grid, patch)

@@ -1,0 +1,138 @@
+"""ModelSpec: everything that decides a model's shape and objective, as plain data that travels in `config.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from geomed_mae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from geomed_mae.config import ModelConfig
+    from geomed_mae.image import Channel
+
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+"""Width, depth and attention heads of timm's vit_tiny, vit_small, vit_base and vit_large."""
+
+DECODER_HEAD_DIM = 32
+"""Width of one attention head of the decoder: 512 / 16 in MAE's (arXiv 2111.06377)."""
+
+TARGETS = ("patch_channel", "patch", "none")
+GROUND_KINDS = ("optical", "thermal", "sar", "elevation", "unnamed")
+"""Kinds whose 2D images are rasters with spacing in metres; those of the other kinds are planes in mm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Shape and objective of a masked autoencoder.
+
+    Attributes:
+        dim, depth, heads: width, blocks and attention heads of the encoder.
+        patch_2d, patch_3d: patch in pixels (row, column) and voxels (slice, row, column); None where not supported.
+        reference_gsd_m: ground sampling distance at which neighbouring patches are one position unit apart.
+        reference_spacing_mm: the same for volumes (slice, row, column); planes use the last two.
+        basis: number of shared filters that every channel's weights are a combination of.
+        decoder_dim, decoder_depth, decoder_heads: the decoder's.
+        mode: `exact`, the published objective.
+        target: normalisation of targets, one of TARGETS.
+        stats_weight: weight of the loss on each patch's mean and log standard deviation.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    patch_2d: tuple[int, int] | None = None
+    patch_3d: tuple[int, int, int] | None = None
+    reference_gsd_m: float | None = None
+    reference_spacing_mm: tuple[float, float, float] | None = None
+    basis: int = 32
+    decoder_dim: int = 128
+    decoder_depth: int = 4
+    decoder_heads: int = 4
+    mode: str = "exact"
+    target: str = "patch_channel"
+    stats_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.patch_2d is None and self.patch_3d is None:
+            raise ConfigError("a model needs a patch: set patch_2d, patch_3d or both")
+        if self.mode == "fast":
+            raise ConfigError("mode fast is not available yet; use exact")
+        if self.mode != "exact":
+            raise ConfigError(f"mode '{self.mode}' is unknown; use exact")
+        if self.target not in TARGETS:
+            raise ConfigError(f"target '{self.target}' is none of {', '.join(TARGETS)}")
+        for name, width, heads in (
+            ("encoder", self.dim, self.heads),
+            ("decoder", self.decoder_dim, self.decoder_heads),
+        ):
+            if width % heads or width % 4:
+                raise ConfigError(f"the {name}'s width {width} must be a multiple of its {heads} heads and of 4")
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> ModelSpec:
+        """Translate the `model` section of a recipe.
+
+        Raises:
+            ConfigError: a width that heads do not divide, or a mode that is not there yet.
+        """
+        dim, depth, heads = SIZES[config.size]
+        return cls(
+            dim=dim,
+            depth=config.depth or depth,
+            heads=heads,
+            patch_2d=config.patch_2d,
+            patch_3d=config.patch_3d,
+            reference_gsd_m=config.reference_gsd_m,
+            reference_spacing_mm=config.reference_spacing_mm,
+            basis=config.basis,
+            decoder_dim=config.decoder_dim,
+            decoder_depth=config.decoder_depth,
+            decoder_heads=max(1, config.decoder_dim // DECODER_HEAD_DIM),
+            mode=config.mode,
+            target=config.target,
+            stats_weight=config.stats_weight,
+        )
+
+    def patch(self, axes: int) -> tuple[int, ...]:
+        """Return the patch for images with `axes` spatial axes.
+
+        Raises:
+            ConfigError: the model was not made for such images.
+        """
+        patch = self.patch_2d if axes == 2 else self.patch_3d
+        if patch is None:
+            made_for = "volumes" if axes == 2 else "2D images"
+            raise ConfigError(
+                f"this model has no patch for images with {axes} spatial axes: it was made for {made_for} "
+                f"(train one with model.patch_{axes}d set)"
+            )
+        return patch
+
+    def reference(self, channels: Sequence[Channel], axes: int) -> tuple[float, ...] | None:
+        """Return the reference spacing per spatial axis (metres for rasters, else mm), or None to count patches."""
+        if axes == 2 and all(channel.kind in GROUND_KINDS for channel in channels):
+            return None if self.reference_gsd_m is None else (self.reference_gsd_m, self.reference_gsd_m)
+        return None if self.reference_spacing_mm is None else self.reference_spacing_mm[-axes:]
+
+    def to_json(self) -> str:
+        """Return the spec as a JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: fields that this version does not know, or that are missing.
+        """
+        data: dict[str, Any] = json.loads(text)
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ConfigError(f"a model spec has no field {unknown}; was it written by a newer geomed-mae?")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        except TypeError as error:
+            raise ConfigError(f"the model spec is incomplete: {error}") from error

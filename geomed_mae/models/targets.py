@@ -1,0 +1,100 @@
+"""What the decoder is asked for, and how far off it was.
+
+Targets are normalised per patch *and channel* over valid pixels: normalising all channels of a patch jointly, as
+published for RGB, leaves mostly each band's mean in a multispectral target. The standard deviation has a floor, the
+modality's noise in model units, so that a flat patch (water, air, padding of a CT) is not blown up into noise:
+
+    target = (x - mean) / sqrt(sigma^2 + floor^2)
+
+Absolute values, which this removes, are asked for separately: each patch's mean and log sqrt(sigma^2 + floor^2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+PUBLISHED_EPS = 1e-6
+"""Added to the variance of the `patch` target, as in MAE's released code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Targets of the asked patches, in fp32.
+
+    Attributes:
+        pixels: normalised pixels; finite everywhere, meaningless where not `valid`.
+        valid: pixels that count.
+        mean, log_sigma: statistics of the valid pixels per patch and channel, sigma with the floor.
+        counted: patches and channels with at least one valid pixel.
+    """
+
+    pixels: Float[Tensor, "b h c p"]
+    valid: Bool[Tensor, "b h c p"]
+    mean: Float[Tensor, "b h c"]
+    log_sigma: Float[Tensor, "b h c"]
+    counted: Bool[Tensor, "b h c"]
+
+
+def patch_targets(
+    patches: Float[Tensor, "b h c p"],
+    valid: Bool[Tensor, "b h c p"],
+    floor: Float[Tensor, "#b c"],
+    kind: str,
+) -> Target:
+    """Make targets from patches in model units (0 where invalid).
+
+    Args:
+        patches: pixels of the asked patches.
+        valid: which of them count.
+        floor: standard deviation of noise per channel, in model units.
+        kind: `patch_channel`, `patch` (joint over channels, unbiased variance: as published) or `none`.
+    """
+    count = valid.sum(-1)
+    mean = patches.sum(-1) / count.clamp(min=1)
+    centred = torch.where(valid, patches - mean[..., None], torch.zeros_like(patches))
+    variance = centred.square().sum(-1) / count.clamp(min=1)
+    log_sigma = 0.5 * (variance + floor[:, None].square()).clamp(min=PUBLISHED_EPS).log()
+    if kind == "patch_channel":
+        pixels = centred * (-log_sigma).exp()[..., None]
+    elif kind == "patch":
+        joint_mean, joint_sigma = _joint(patches, valid)
+        pixels = (patches - joint_mean) / joint_sigma
+    else:
+        pixels = patches
+    return Target(pixels, valid, mean, log_sigma, count > 0)
+
+
+def _joint(
+    patches: Float[Tensor, "b h c p"], valid: Bool[Tensor, "b h c p"]
+) -> tuple[Float[Tensor, "b h 1 1"], Float[Tensor, "b h 1 1"]]:
+    """Return mean and standard deviation of each patch over all its channels, as published."""
+    count = valid.sum((-2, -1), keepdim=True)
+    mean = patches.sum((-2, -1), keepdim=True) / count.clamp(min=1)
+    centred = torch.where(valid, patches - mean, torch.zeros_like(patches))
+    variance = centred.square().sum((-2, -1), keepdim=True) / (count - 1).clamp(min=1)
+    return mean, (variance + PUBLISHED_EPS).sqrt()
+
+
+def undo(
+    pixels: Float[Tensor, "b h c p"], mean: Float[Tensor, "b h c"], log_sigma: Float[Tensor, "b h c"], kind: str
+) -> Float[Tensor, "b h c p"]:
+    """Return predicted pixels in model units, given the patches' statistics: the inverse of `patch_targets`.
+
+    For `patch` the joint statistics follow from those of the channels (law of total variance).
+    """
+    if kind == "none":
+        return pixels
+    if kind == "patch_channel":
+        return pixels * log_sigma.exp()[..., None] + mean[..., None]
+    joint_mean = mean.mean(-1, keepdim=True)
+    variance = (2 * log_sigma).exp().mean(-1, keepdim=True) + (mean - joint_mean).square().mean(-1, keepdim=True)
+    return pixels * variance.sqrt()[..., None] + joint_mean[..., None]
+
+
+def masked_mean(values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Return the mean of the counted values, 0 when there are none."""
+    return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)

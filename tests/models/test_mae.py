@@ -1,0 +1,243 @@
+"""The masked autoencoder: the published objective as a special case, and nothing from invalid pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+
+from geomed_mae.image import Channel
+from geomed_mae.modalities import load_modality
+from geomed_mae.models.mae import MaskedAutoencoder
+from geomed_mae.models.masking import MaskPlan, plan_masks, valid_tokens
+from geomed_mae.models.patches import patchify, select, unpatchify
+from geomed_mae.models.spec import ModelSpec
+
+RGB = load_modality("rgb").channels
+FLOOR = torch.tensor([0.05])
+
+
+def published_pair() -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
+    """Return transformers' ViTMAE with random weights, and ours with the same."""
+    config = ViTMAEConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=32, patch_size=8,
+        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=128, norm_pix_loss=True, mask_ratio=0.75, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs = ViTMAEForPreTraining(config)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad and parameter.ndim < 3:  # biases start at 0 and would hide a mix-up
+            torch.nn.init.normal_(parameter, std=0.1)
+    # Random configs leave these tables at zero; trained checkpoints hold MAE's: columns first, class token at zero.
+    for table in (theirs.vit.embeddings.position_embeddings, theirs.decoder.decoder_pos_embed):
+        width = table.shape[-1]
+        rows_first = build_2d_sinusoidal_position_embedding(4, 4, width)
+        columns_first = torch.cat([rows_first[:, width // 2 :], rows_first[:, : width // 2]], dim=1)
+        table.data[0, 1:] = columns_first
+        table.data[0, 0] = 0
+    torch.nn.init.normal_(theirs.decoder.mask_token, std=0.1)
+    spec = ModelSpec(
+        dim=48, depth=2, heads=3, patch_2d=(8, 8), basis=8, target="patch", stats_weight=0.0,
+        decoder_dim=32, decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+    ours = MaskedAutoencoder.from_spec(spec)
+    copy_published(theirs, ours)
+    return theirs.eval(), ours.eval()
+
+
+@torch.no_grad()
+def copy_published(theirs: ViTMAEForPreTraining, ours: MaskedAutoencoder) -> None:
+    source = theirs.vit.embeddings
+    ours.encoder.patch_embed.load_kernel(
+        RGB, source.patch_embeddings.projection.weight, source.patch_embeddings.projection.bias
+    )
+    ours.encoder.cls_token.copy_(source.cls_token)
+    ours.decoder.mask_token.copy_(theirs.decoder.mask_token)
+    for part, blocks, layers in (
+        (ours.encoder, ours.encoder.blocks, theirs.vit.layers),
+        (ours.decoder, ours.decoder.blocks, theirs.decoder.decoder_layers),
+    ):
+        assert len(blocks) == len(layers), part
+        for block, layer in zip(blocks, layers, strict=True):
+            attention = layer.attention
+            for name in ("weight", "bias"):
+                rows = [getattr(getattr(attention, f"{kind}_proj"), name) for kind in "qkv"]
+                getattr(block.attn.qkv, name).copy_(torch.cat(rows))
+                getattr(block.attn.proj, name).copy_(getattr(attention.o_proj, name))
+                getattr(block.norm1, name).copy_(getattr(layer.layernorm_before, name))
+                getattr(block.norm2, name).copy_(getattr(layer.layernorm_after, name))
+                getattr(block.mlp.fc1, name).copy_(getattr(layer.mlp.fc1, name))
+                getattr(block.mlp.fc2, name).copy_(getattr(layer.mlp.fc2, name))
+    ours.encoder.norm.load_state_dict(theirs.vit.layernorm.state_dict())
+    ours.decoder.norm.load_state_dict(theirs.decoder.decoder_norm.state_dict())
+    ours.decoder.embed.load_state_dict(theirs.decoder.decoder_embed.state_dict())
+    head = theirs.decoder.decoder_pred  # published order of outputs: row, column, channel
+    ours.decoder.heads.load_kernel(
+        RGB, head.weight.reshape(64, 3, -1).transpose(0, 1), head.bias.reshape(64, 3).T, axes=2
+    )
+
+
+def plan_of(noise: torch.Tensor, keep: int) -> MaskPlan:
+    order = noise.argsort(dim=1)
+    return MaskPlan(order[:, :keep], order[:, keep:])
+
+
+def test_loss_and_gradients_are_those_of_the_published_model():
+    theirs, ours = published_pair()
+    pixels, noise = torch.randn(3, 3, 32, 32), torch.rand(3, 16)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    wanted = theirs(pixels, noise=noise)
+    got = ours(pixels, valid, RGB, None, plan_of(noise, 4), floor=FLOOR.expand(3))
+    assert got.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-5)
+    features = theirs.vit(pixels, noise=noise).last_hidden_state
+    assert torch.allclose(ours.encoder(pixels, valid, RGB, plan=plan_of(noise, 4)).tokens, features, atol=1e-4)
+    wanted.loss.backward()
+    got.loss.backward()
+    for one, other in (
+        (ours.encoder.blocks[0].mlp.fc1.weight, theirs.vit.layers[0].mlp.fc1.weight),
+        (ours.decoder.embed.weight, theirs.decoder.decoder_embed.weight),
+        (ours.encoder.cls_token, theirs.vit.embeddings.cls_token),
+        (ours.decoder.mask_token, theirs.decoder.mask_token),
+    ):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-6)
+
+
+def gradients(mae: MaskedAutoencoder) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in mae.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("junk", [1e30, float("nan"), float("inf")])
+@pytest.mark.parametrize("target", ["patch_channel", "patch", "none"])
+@pytest.mark.parametrize("space", [(16, 16), (4, 8, 8)])
+def test_what_stands_at_invalid_places_changes_no_bit_of_loss_or_gradient(bands, space, target, junk):
+    mae = MaskedAutoencoder.from_spec(
+        ModelSpec(
+            dim=48,
+            depth=1,
+            heads=3,
+            patch_2d=(8, 4),
+            patch_3d=(2, 4, 4),
+            basis=8,
+            target=target,
+            decoder_dim=32,
+            decoder_depth=1,
+            decoder_heads=1,
+        )
+    )
+    pixels = torch.randn(2, 3, *space)
+    valid = torch.rand(2, 3, *space) < 0.8
+    valid[1, ..., :4] = False  # whole patches, so that plans are padded
+    plan = plan_masks(valid_tokens(valid, mae.spec.patch(len(space))), 0.5, (0, 0), channels=3, channel_drop=0.3)
+    assert plan.visible_pad is not None and plan.hidden_pad is not None
+    results = []
+    for values in (pixels, torch.where(valid, pixels, junk)):
+        mae.zero_grad()
+        out = mae(values, valid, bands, None, plan, floor=FLOOR.expand(3))
+        out.loss.backward()
+        results.append((out.loss.detach(), gradients(mae)))
+    (loss, grads), (dirty_loss, dirty_grads) = results
+    assert torch.isfinite(loss) and torch.equal(loss, dirty_loss)
+    assert all(torch.equal(grad, dirty_grads[name]) and torch.isfinite(grad).all() for name, grad in grads.items())
+
+
+def test_padding_entries_of_a_plan_change_no_loss(mae, bands):
+    pixels = torch.randn(1, 3, 16, 16)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    plain = MaskPlan(torch.tensor([[1, 6]]), torch.tensor([[0, 4, 5]]))
+    padded = MaskPlan(
+        torch.tensor([[1, 6, 2]]), torch.tensor([[0, 4, 5, 3]]),
+        torch.tensor([[False, False, True]]), torch.tensor([[False, False, False, True]]),
+    )  # fmt: skip
+    losses = [mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss.item() for plan in (plain, padded)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_is_hidden_does_not_reach_the_prediction(mae, bands):
+    pixels = torch.randn(2, 3, 16, 16)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.75, (0, 0), channels=3, channel_drop=0.5)
+    before = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).prediction.pixels
+    shown = torch.zeros(2, 8, dtype=torch.bool).scatter_(1, plan.visible, True)
+    keep = shown[:, :, None, None] & plan.shown_channels[:, None, :, None]
+    changed = torch.where(keep, patchify(pixels, (8, 4)), 9.0)
+    after = mae(unpatchify(changed, (2, 4), (8, 4)), valid, bands, None, plan, floor=FLOOR.expand(3)).prediction.pixels
+    assert torch.equal(before, after)
+
+
+def test_the_loss_is_the_mean_over_valid_pixels_of_hidden_patches(bands):
+    spec = ModelSpec(dim=48, depth=1, heads=3, patch_2d=(8, 8), target="none", stats_weight=2.0)
+    mae = MaskedAutoencoder.from_spec(spec)
+    pixels = torch.randn(2, 3, 16, 16)
+    valid = torch.rand(2, 3, 16, 16) < 0.9
+    plan = plan_masks(valid_tokens(valid, (8, 8)), 0.5, (0, 0))
+    out = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
+    asked = select(patchify(valid, (8, 8)), plan.hidden)
+    error = out.prediction.pixels - select(patchify(pixels, (8, 8)), plan.hidden)
+    assert out.parts["pixels"].item() == pytest.approx(error[asked].square().mean().item(), rel=1e-5)
+    whole = out.parts["pixels"] + 2 * (out.parts["mean"] + out.parts["log_sigma"])
+    assert out.loss.item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_the_loss_is_computed_in_fp32_under_autocast(mae, bands):
+    pixels = torch.randn(2, 3, 16, 16) + 300  # bf16 has a resolution of 2 here
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        target = mae.target(pixels, valid, plan, FLOOR.expand(3))
+        loss = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss
+    assert loss.dtype == torch.float32 and target.pixels.dtype == torch.float32
+    assert torch.allclose(target.log_sigma.exp(), torch.ones_like(target.mean), atol=0.5)
+
+
+def test_a_step_is_one_graph_without_breaks(mae, bands):
+    pixels = torch.randn(2, 3, 16, 16)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0))
+    compiled = torch.compile(mae, backend="eager", fullgraph=True)
+    loss = compiled(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss
+    assert torch.allclose(loss, mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss)
+
+
+@pytest.mark.parametrize("target", ["patch_channel", "patch", "none"])
+def test_reconstruction_copies_what_was_visible_and_predicts_what_was_hidden(bands, target):
+    spec = ModelSpec(dim=48, depth=1, heads=3, patch_2d=(8, 8), target=target)
+    mae = MaskedAutoencoder.from_spec(spec)
+    pixels = torch.randn(2, 3, 16, 24)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    valid[0, :, :8, :8] = False
+    pixels[~valid] = float("nan")
+    plan = plan_masks(valid_tokens(valid, (8, 8)), 0.5, (0, 0))
+    image = mae.reconstruct(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
+    assert image.shape == pixels.shape and torch.isfinite(image).all()
+    got, given = patchify(image, (8, 8)), patchify(torch.where(valid, pixels, 0.0), (8, 8))
+    asked = torch.zeros(2, 6, dtype=torch.bool).scatter_(1, plan.hidden, True)
+    assert plan.hidden_pad is None  # five or six valid patches, three of them hidden either way
+    assert torch.equal(got[~asked], given[~asked])
+    assert (got[asked] != given[asked]).all()
+
+
+def test_a_perfect_prediction_reconstructs_the_image(mae, bands, monkeypatch):
+    pixels = torch.randn(2, 3, 16, 16) * 2 + 1
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0))
+    target = mae.target(pixels, valid, plan, FLOOR.expand(3))
+    monkeypatch.setattr(mae.decoder, "forward", lambda *_: target)
+    assert torch.allclose(mae.reconstruct(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)), pixels, atol=1e-5)
+
+
+def test_a_few_steps_on_one_batch_reduce_the_loss(mae):
+    rows, columns = torch.meshgrid(torch.linspace(0, 6, 16), torch.linspace(0, 6, 16), indexing="ij")
+    pixels = torch.stack([torch.sin(rows + columns), torch.cos(rows)])[None].repeat(4, 1, 1, 1)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    channels = (Channel(name="VV", kind="sar", polarisation="VV"), Channel(name="VH", kind="sar", polarisation="VH"))
+    optimizer = torch.optim.AdamW(mae.parameters(), lr=3e-3)
+    losses = []
+    for step in range(60):
+        plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, step))
+        loss = mae(pixels, valid, channels, None, plan, floor=FLOOR.expand(2)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])

@@ -1,0 +1,64 @@
+"""Targets: per patch and channel, over valid pixels, bounded by the floor; `patch` is the published one."""
+
+from __future__ import annotations
+
+import torch
+
+from geomed_mae.models.targets import masked_mean, patch_targets, undo
+
+FLOOR = torch.tensor([[0.05, 0.1]])
+
+
+def test_statistics_are_those_of_valid_pixels_alone():
+    patches = torch.randn(1, 1, 2, 6) * 3 + 5
+    valid = torch.ones(1, 1, 2, 6, dtype=torch.bool)
+    valid[..., 4:] = False
+    target = patch_targets(torch.where(valid, patches, 0), valid, FLOOR, "patch_channel")
+    inside = patches[0, 0, :, :4]
+    sigma = (inside.var(-1, unbiased=False) + FLOOR[0] ** 2).sqrt()
+    assert torch.allclose(target.mean[0, 0], inside.mean(-1), atol=1e-5)
+    assert torch.allclose(target.log_sigma[0, 0].exp(), sigma, atol=1e-5)
+    assert torch.allclose(target.pixels[0, 0, :, :4], (inside - inside.mean(-1, True)) / sigma[:, None], atol=1e-4)
+
+
+def test_a_flat_patch_with_noise_below_the_floor_is_not_blown_up():
+    noise = 0.005 * torch.randn(1, 50, 2, 64)
+    target = patch_targets(4 + noise, torch.ones_like(noise, dtype=torch.bool), FLOOR, "patch_channel")
+    assert target.pixels.abs().max() <= noise.abs().max() * 1.5 / 0.05
+    assert target.pixels.std() < 0.12
+    flat = patch_targets(
+        torch.full((1, 1, 2, 9), 7.0), torch.ones(1, 1, 2, 9, dtype=torch.bool), FLOOR, "patch_channel"
+    )
+    assert torch.equal(flat.pixels, torch.zeros(1, 1, 2, 9))
+
+
+def test_the_joint_target_is_the_published_one():
+    patches = torch.randn(2, 3, 2, 8)
+    target = patch_targets(patches, torch.ones_like(patches, dtype=torch.bool), FLOOR, "patch")
+    flat = patches.flatten(2)
+    wanted = (flat - flat.mean(-1, True)) / (flat.var(-1, keepdim=True) + 1e-6) ** 0.5
+    assert torch.allclose(target.pixels.flatten(2), wanted, atol=1e-5)
+
+
+def test_the_offset_between_bands_is_in_the_joint_target_but_not_in_ours():
+    patches = torch.randn(1, 4, 2, 64) * 0.1 + torch.tensor([0.0, 3.0])[:, None]
+    valid = torch.ones_like(patches, dtype=torch.bool)
+    joint = patch_targets(patches, valid, FLOOR, "patch").pixels.mean(-1)
+    ours = patch_targets(patches, valid, FLOOR, "patch_channel").pixels.mean(-1)
+    assert joint.abs().min() > 0.9 and ours.abs().max() < 1e-4
+
+
+def test_undo_is_the_inverse():
+    patches = torch.randn(2, 3, 2, 8) * 2 + 1
+    valid = torch.ones_like(patches, dtype=torch.bool)
+    for kind, floor in (("patch_channel", FLOOR), ("none", FLOOR)):
+        target = patch_targets(patches, valid, floor, kind)
+        assert torch.allclose(undo(target.pixels, target.mean, target.log_sigma, kind), patches, atol=1e-5)
+    target = patch_targets(patches, valid, FLOOR * 0.001, "patch")
+    # The joint variance is unbiased (n - 1), that of the channels is not: 16 pixels, a factor of sqrt(15 / 16).
+    restored = undo(target.pixels * (16 / 15) ** 0.5, target.mean, target.log_sigma, "patch")
+    assert torch.allclose(restored, patches, atol=1e-4)
+
+
+def test_a_mean_over_nothing_is_zero_not_nan():
+    assert masked_mean(torch.full((3,), float("nan")), torch.zeros(3, dtype=torch.bool)) == 0
