@@ -1,0 +1,227 @@
+"""The index: a table of the images of an archive, and the way from a key to an Image.
+
+On disk an index is a folder (all of it written at once, see `Index.save`):
+
+    index.parquet       one row an image, no identifier: may be shown and copied
+    ledger.jsonl        one line a file
+    card.md             a drafted data card
+    locations.parquet   key -> files, private (mode 0600): paths and identifiers stay here
+    salt                the secret of the keyed hashes, private (mode 0600)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from geomed_mae.archives.identity import content_key
+from geomed_mae.archives.ledger import Ledger
+from geomed_mae.archives.statistics import ChannelStatistics
+from geomed_mae.errors import ConfigError, IntegrityError, OutputError
+from geomed_mae.image import Channel, Image
+from geomed_mae.readers import read
+from geomed_mae.readers.source import Source
+
+FORMAT_VERSION = 1
+"""Raised when an older index can no longer be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One image of an archive, without anything that identifies a person or a file.
+
+    Attributes:
+        key: keyed hash of its files and what is taken from them.
+        shape: spatial shape ([slices,] rows, columns).
+        dtype: stored type, for example "uint16".
+        geometry: "raster", "volume" or "plane".
+        spacing: per spatial axis, metres for rasters, mm for the others; None where unknown.
+        crs: WKT of a raster's coordinate system, or None.
+        footprint: corners (longitude, latitude) of a georeferenced raster, or None.
+        valid_fraction: share of valid values, 0 to 1.
+        statistics: one a channel, over valid pixels, physical units.
+        group: keyed hash of the patient or scene: never split between training and test.
+        content: keyed hash of the pixels.
+        flags: notes, for example "ORDER_ASSUMED".
+    """
+
+    key: str
+    modality: str
+    channels: tuple[Channel, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    geometry: str
+    spacing: tuple[float, ...] | None
+    crs: str | None
+    footprint: tuple[tuple[float, float], ...] | None
+    valid_fraction: float
+    statistics: tuple[ChannelStatistics, ...]
+    group: str
+    content: str
+    flags: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Row:
+        """Inverse of `to_json`."""
+        spacing, footprint = data["spacing"], data["footprint"]
+        return cls(
+            **{
+                **data,
+                "channels": tuple(Channel(**channel) for channel in data["channels"]),
+                "statistics": tuple(ChannelStatistics(**entry) for entry in data["statistics"]),
+                "shape": tuple(data["shape"]),
+                "spacing": None if spacing is None else tuple(spacing),
+                "footprint": None if footprint is None else tuple((lon, lat) for lon, lat in footprint),
+                "flags": tuple(data["flags"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Index:
+    """Rows, ledger and the private way to the files. Picklable; opens no file before `read`."""
+
+    rows: tuple[Row, ...]
+    ledger: Ledger
+    _sources: dict[str, Source] = field(repr=False)
+    _digests: dict[str, str] = field(repr=False)
+    _salt: bytes = field(repr=False)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: str) -> Row:
+        return next(row for row in self.rows if row.key == key)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the pixels of all images: the same for the same archive, whenever and wherever it is scanned."""
+        return hashlib.sha256("".join(sorted(self._digests[row.key] for row in self.rows)).encode()).hexdigest()
+
+    def content_key(self, key: str, salt: bytes) -> str:
+        """Return the keyed hash of an image's pixels under another salt, to compare with what a run has recorded."""
+        return content_key(self._digests[key], salt)
+
+    def read(self, key: str, window: tuple[slice, ...] | None = None) -> Image:
+        """Read an image, or a window of it (one slice a spatial axis).
+
+        Raises:
+            ReadError: the files are gone or no longer decode.
+        """
+        return replace(read(self._sources[key], window), key=key)
+
+    def paths(self, key: str) -> tuple[Path, ...]:
+        """Return the files of an image. Private: for matching labels, never for a run, a report or a log."""
+        return self._sources[key].files
+
+    def subset(self, rows: Sequence[Row]) -> Index:
+        """Return the index of some rows; the ledger stays whole, because it accounts for files."""
+        sources = {row.key: self._sources[row.key] for row in rows}
+        digests = {row.key: self._digests[row.key] for row in rows}
+        return Index(tuple(rows), self.ledger, sources, digests, self._salt)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Index]) -> Index:
+        """Return several indexes as one, in memory. Each part's keys stay under that part's own salt.
+
+        Raises:
+            ConfigError: there is nothing to join, or two parts hold the same images.
+        """
+        rows = [row for part in parts for row in part.rows]
+        if not rows or len({row.key for row in rows}) < len(rows):
+            raise ConfigError("no archive was given, or the same index was given twice")
+        entries = tuple(entry for part in parts for entry in part.ledger.entries)
+        sources = {key: source for part in parts for key, source in part._sources.items()}
+        digests = {key: digest for part in parts for key, digest in part._digests.items()}
+        return cls(tuple(rows), Ledger(entries), sources, digests, parts[0]._salt)
+
+    def save(self, folder: Path, card: str) -> Path:
+        """Write the index folder, private files with mode 0600.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        import pyarrow as pa  # a tenth of a second that --help does not need
+        import pyarrow.parquet as pq
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {name: value if name in _PLAIN else json.dumps(value) for name, value in row.to_json().items()}
+                for row in self.rows
+            ]
+            table = pa.Table.from_pylist(rows).replace_schema_metadata({"geomed_mae.index": str(FORMAT_VERSION)})
+            pq.write_table(table, folder / "index.parquet", compression="zstd")
+            self.ledger.save(folder / "ledger.jsonl")
+            (folder / "card.md").write_text(card, encoding="utf-8")
+            sources = [
+                {"key": key, "digest": self._digests[key], "source": json.dumps(source.to_json())}
+                for key, source in self._sources.items()
+            ]
+            with _private(folder / "locations.parquet") as out:
+                pq.write_table(pa.Table.from_pylist(sources), out, compression="zstd")
+            with _private(folder / "salt") as out:
+                out.write(self._salt)
+        except OSError as error:
+            raise OutputError(f"the index cannot be written to '{folder}': {error.strerror or error}") from error
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Index:
+        """Read an index folder.
+
+        Raises:
+            ConfigError: the folder is no index.
+            IntegrityError: a part of it is missing or damaged, or it is of a newer version.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not is_index(folder):
+            raise ConfigError(f"'{folder}' is no index: it has no index.parquet; make one with geomed-mae scan")
+        try:
+            table = pq.read_table(folder / "index.parquet")
+            version = int((table.schema.metadata or {}).get(b"geomed_mae.index", b"0"))
+            if version != FORMAT_VERSION:
+                raise IntegrityError(
+                    f"'{folder}' is an index of version {version}, this is {FORMAT_VERSION}: scan again"
+                )
+            rows = [
+                Row.from_json({name: value if name in _PLAIN else json.loads(value) for name, value in row.items()})
+                for row in table.to_pylist()
+            ]
+            located = pq.read_table(folder / "locations.parquet").to_pylist()
+            sources = {entry["key"]: Source.from_json(json.loads(entry["source"])) for entry in located}
+            digests = {entry["key"]: entry["digest"] for entry in located}
+            ledger = Ledger.load(folder / "ledger.jsonl")
+            salt = (folder / "salt").read_bytes()
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"the index '{folder}' is damaged ({error}): scan again") from error
+        return cls(tuple(rows), ledger, sources, digests, salt)
+
+
+_PLAIN = ("key", "modality", "dtype", "geometry", "crs", "valid_fraction", "group", "content")
+"""Columns stored as such; the others are JSON text, so that a row reads back exactly."""
+
+
+def _private(path: Path) -> Any:
+    """Open for writing with mode 0600 from the first byte on."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+def is_index(path: Path) -> bool:
+    """Return whether `path` is an index folder."""
+    return (path / "index.parquet").is_file()

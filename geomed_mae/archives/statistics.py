@@ -1,0 +1,78 @@
+"""Robust per-channel statistics over valid pixels: the numbers behind normalisation, noise floors and `inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+NORMAL_SPAN = 3.29
+"""Standard deviations between the 5th and the 95th percentile of a normal distribution."""
+
+MAX_SAMPLES = 4_000_000
+"""Percentiles of larger channels are taken on a regular subset of this many pixels: their error is then below 0.1 %."""
+
+_PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """Statistics of one channel's valid pixels in physical units; all zero when no pixel is valid.
+
+    `p005` is the 0.5th percentile, `p05` the 5th, `p95` the 95th, `p995` the 99.5th.
+    """
+
+    count: int
+    minimum: float
+    p005: float
+    p05: float
+    median: float
+    p95: float
+    p995: float
+    maximum: float
+    mean: float
+    std: float
+
+    @property
+    def spread(self) -> float:
+        """Robust standard deviation: (p95 - p05) / 3.29, else std, else 1, so that it is always positive.
+
+        The fall-backs serve images that are constant over more than nine tenths of their pixels.
+        """
+        robust = (self.p95 - self.p05) / NORMAL_SPAN
+        return robust if robust > 0 else self.std if self.std > 0 else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def summarise(array: np.ndarray, valid: np.ndarray) -> tuple[ChannelStatistics, ...]:
+    """Return the statistics of each channel.
+
+    Args:
+        array: float32 (C, [Z,] Y, X) in physical units.
+        valid: bool, broadcastable to `array`; the other pixels are not looked at.
+    """
+    valid = np.broadcast_to(valid, array.shape)
+    return tuple(_channel(array[index][valid[index]]) for index in range(array.shape[0]))
+
+
+def _channel(values: np.ndarray) -> ChannelStatistics:
+    if values.size == 0:
+        return ChannelStatistics(0, *([0.0] * 9))
+    subset = values[:: -(-values.size // MAX_SAMPLES)]
+    p005, p05, median, p95, p995 = (float(value) for value in np.percentile(subset, _PERCENTILES))
+    return ChannelStatistics(
+        count=int(values.size),
+        minimum=float(values.min()),
+        p005=p005,
+        p05=p05,
+        median=median,
+        p95=p95,
+        p995=p995,
+        maximum=float(values.max()),
+        mean=float(values.mean(dtype=np.float64)),
+        std=float(values.std(dtype=np.float64)),
+    )
