@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from geomed_mae.errors import ConfigError
-from geomed_mae.modalities import read_yaml
-from geomed_mae.plugins import suggest
+from geomed_mae.errors import ConfigError, suggest
+from geomed_mae.safe_yaml import read_yaml
 
 MAX_EXTENDS = 8
 """Longer chains of `extends` are taken for a loop."""
@@ -61,12 +60,16 @@ class DataConfig(Section):
     """Crop of volumes in voxels (slices, rows, columns); a multiple of model.patch_3d."""
     min_valid: float = science(0.25, ge=0.0, le=1.0)
     """A pretraining crop with a smaller share of valid pixels is drawn again."""
+    balance: float = science(1.0, ge=0.0, le=1.0)
+    """How often the kinds of images of a mixed archive are seen: by valid area to this power. 1 is in proportion to
+    their pixels, 0 makes all kinds (modality, channels) equally frequent."""
     crops_per_read: int = science(4, ge=1)
-    """Crops cut from one decoded window; they go into different batches' order through the seed, not the cache."""
+    """Neighbouring crops of one batch that are cut from one decoded window (of at most twice the crop): faster on large
+    compressed scenes, at the price of batches with fewer places in them. 1 draws every crop by itself."""
     workers: int = speed(0, ge=0)
     """Loader processes; 0 loads in the main process. The samples are the same for any number."""
     cache_mb: int = speed(2048, ge=0)
-    """Decoded images kept in memory per loader process, in MiB."""
+    """Decoded images kept in memory per loader process, in MiB; one larger than an eighth of it is read by window."""
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +125,8 @@ class TrainConfig(Section):
     """The loop and its optimiser."""
 
     steps: int = run(1000, ge=1)
-    """Optimiser steps of the whole run."""
+    """Optimiser steps of the whole run. The learning rate falls to 0 over them: a run that is resumed with more steps
+    than it began with goes on from its checkpoint along the longer schedule."""
     batch_size: int = science(32, ge=1)
     """Samples per step."""
     optimizer: Literal["muon", "adamw"] = science("muon")

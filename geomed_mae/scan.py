@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from geomed_mae.archives.build import DEFAULT_MAX_BAD, Progress, scan_archive
+from geomed_mae.archives.build import DEFAULT_MAX_BAD, Progress, keep_apart, scan_archive
 from geomed_mae.archives.card import draft_card
 from geomed_mae.archives.index import Index
 from geomed_mae.errors import ConfigError
@@ -42,6 +42,8 @@ def scan(
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not _replaceable(folder):
         raise ConfigError(f"'{folder}' exists and is not an index; choose another --out")
+    if folder is not None:
+        keep_apart(folder, paths)
     index = scan_archive([Path(path) for path in paths], modality, workers=workers, max_bad=max_bad, progress=progress)
     if folder is not None:
         index.save(folder, draft_card(index))

@@ -7,19 +7,18 @@ night of training; statistics and content keys come from the very pixels that tr
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
-from geomed_mae.archives.identity import connected_groups, content_key, keyed, new_salt, pixel_digest
+from geomed_mae.archives.identity import PixelDigest, connected_groups, content_key, keyed, new_salt
 from geomed_mae.archives.index import Index, Row, is_index
 from geomed_mae.archives.ledger import Entry, Ledger
-from geomed_mae.archives.statistics import ChannelStatistics, summarise
-from geomed_mae.errors import ReadError, TooManyBadInputsError
+from geomed_mae.archives.statistics import ChannelStatistics, Running
+from geomed_mae.errors import ConfigError, ReadError, TooManyBadInputsError
 from geomed_mae.image import RasterGeometry, VolumeGeometry
 from geomed_mae.modalities import Modality, resolve_modalities
 from geomed_mae.readers import nothing_usable, read, reader, survey
@@ -32,6 +31,9 @@ DEFAULT_MAX_BAD = 0.01
 
 FEW_FILES = 100
 """Below this many files one bad file is more than a per cent; the error budget then allows one."""
+
+PART_VALUES = 1 << 26
+"""Values of a raster that are decoded at a time: 256 MiB of float32."""
 
 Progress = Callable[[Iterable, str, int], Iterable]
 """Wraps an iterable to show its progress: (iterable, what, total) -> iterable."""
@@ -52,19 +54,35 @@ def _workers(count: int) -> Iterator[Callable[..., Iterable]]:
         yield partial(executor.map, chunksize=8)
 
 
+def _parts(source: Source) -> Iterator[tuple[slice, ...] | None]:
+    """Yield windows that cover an image: bands of rows of a raster too large to decode at once, else all of it."""
+    rows, columns = source.shape[-2:]
+    height = max(1, PART_VALUES // (columns * len(source.channels)))
+    if len(source.shape) != 2 or rows <= height:
+        yield None
+        return
+    for top in range(0, rows, height):
+        yield slice(top, min(top + height, rows)), slice(0, columns)
+
+
 def _examine(source: Source) -> tuple[str, float, tuple[ChannelStatistics, ...]] | Refusal:
     """Decode one image: its pixel digest, valid fraction and statistics. Runs in worker processes."""
+    digest = PixelDigest((len(source.channels), *source.shape))
+    running = Running(len(source.channels), math.prod(source.shape))
     try:
-        image = read(source)
+        for window in _parts(source):
+            image = read(source, window)
+            digest.add(image)
+            running.add(image.array, image.valid)
     except ReadError as error:
         return Refusal(source.files[0], Reason[error.reason], str(error))
-    valid = np.broadcast_to(image.valid, image.array.shape)
-    if not valid.any():
+    statistics = running.result()
+    valid = sum(entry.count for entry in statistics)
+    if not valid:
         return Refusal(source.files[0], Reason.ALL_INVALID)
-    statistics = summarise(image.array, image.valid)
     if all(entry.minimum == entry.maximum for entry in statistics):
         return Refusal(source.files[0], Reason.NO_INFORMATION, "a constant image teaches nothing")
-    return pixel_digest(image), image.valid_fraction, statistics
+    return digest.hex(), valid / (len(statistics) * math.prod(source.shape)), statistics
 
 
 def _footprint(source: Source) -> tuple[tuple[float, float], ...] | None:
@@ -205,3 +223,18 @@ def open_archive(
     if raw:
         parts.append(scan_archive(raw, modality, workers=workers, max_bad=max_bad, progress=progress))
     return parts[0] if len(parts) == 1 else Index.joined(parts)
+
+
+def keep_apart(out: str | Path, archives: Sequence[str | Path]) -> None:
+    """Refuse an output folder in an archive, which is never written to, or around one, which must not be deleted.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    where = Path(out).resolve()
+    for archive in archives:
+        other = Path(archive).resolve()
+        if where == other or other in where.parents or where in other.parents:
+            raise ConfigError(
+                f"the output '{out}' and the archive '{archive}' lie in one another; choose another --out"
+            )

@@ -31,15 +31,23 @@ def keyed(salt: bytes, *parts: str) -> str:
     return hmac.new(salt, message, hashlib.sha256).hexdigest()[:KEY_HEX]
 
 
-def pixel_digest(image: Image) -> str:
-    """Return the SHA-256 of an image's pixels, shape and validity: equal for equal pixels, whatever the file.
+class PixelDigest:
+    """SHA-256 of an image's pixels and validity, fed part by part: equal for equal pixels, whatever the file.
 
     Private: someone who has a guess at an image could confirm it. What leaves is `content_key` or a hash over many.
     """
-    digest = hashlib.sha256(repr(image.array.shape).encode())
-    digest.update(np.ascontiguousarray(image.array).data)
-    digest.update(np.packbits(np.broadcast_to(image.valid, image.array.shape)).data)
-    return digest.hexdigest()
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._hash = hashlib.sha256(repr(tuple(shape)).encode())
+
+    def add(self, image: Image) -> None:
+        """Take the next part; how an image is cut into parts must follow from its shape alone."""
+        self._hash.update(np.ascontiguousarray(image.array).data)
+        self._hash.update(np.packbits(np.broadcast_to(image.valid, image.array.shape)).data)
+
+    def hex(self) -> str:
+        """Return the digest."""
+        return self._hash.hexdigest()
 
 
 def content_key(digest: str, salt: bytes) -> str:

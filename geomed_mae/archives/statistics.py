@@ -55,24 +55,60 @@ def summarise(array: np.ndarray, valid: np.ndarray) -> tuple[ChannelStatistics, 
         array: float32 (C, [Z,] Y, X) in physical units.
         valid: bool, broadcastable to `array`; the other pixels are not looked at.
     """
-    valid = np.broadcast_to(valid, array.shape)
-    return tuple(_channel(array[index][valid[index]]) for index in range(array.shape[0]))
+    running = Running(array.shape[0], array[0].size)
+    running.add(array, valid)
+    return running.result()
 
 
-def _channel(values: np.ndarray) -> ChannelStatistics:
-    if values.size == 0:
-        return ChannelStatistics(0, *([0.0] * 9))
-    subset = values[:: -(-values.size // MAX_SAMPLES)]
-    p005, p05, median, p95, p995 = (float(value) for value in np.percentile(subset, _PERCENTILES))
-    return ChannelStatistics(
-        count=int(values.size),
-        minimum=float(values.min()),
-        p005=p005,
-        p05=p05,
-        median=median,
-        p95=p95,
-        p995=p995,
-        maximum=float(values.max()),
-        mean=float(values.mean(dtype=np.float64)),
-        std=float(values.std(dtype=np.float64)),
-    )
+class Running:
+    """Statistics of an image that is read part by part: memory does not grow with it.
+
+    Args:
+        channels: number of channels.
+        pixels: pixels of one channel of the whole image; sets how dense the subset for percentiles is.
+    """
+
+    def __init__(self, channels: int, pixels: int) -> None:
+        self._step = max(1, -(-pixels // MAX_SAMPLES))
+        self._subsets: list[list[np.ndarray]] = [[] for _ in range(channels)]
+        self._count = np.zeros(channels, dtype=np.int64)
+        self._sums = np.zeros((channels, 2))
+        self._range = np.array([[np.inf, -np.inf]] * channels)
+
+    def add(self, array: np.ndarray, valid: np.ndarray) -> None:
+        """Count one part, as `summarise` takes it."""
+        valid = np.broadcast_to(valid, array.shape)
+        for channel, (values, mask) in enumerate(zip(array, valid, strict=True)):
+            kept = values[mask]
+            if not kept.size:
+                continue
+            exact = kept.astype(np.float64)
+            self._count[channel] += kept.size
+            self._sums[channel] += exact.sum(), np.square(exact).sum()
+            low, high = self._range[channel]
+            self._range[channel] = min(low, kept.min()), max(high, kept.max())
+            self._subsets[channel].append(kept[:: self._step])
+
+    def result(self) -> tuple[ChannelStatistics, ...]:
+        """Return the statistics of all parts together."""
+        return tuple(self._channel(number) for number in range(len(self._count)))
+
+    def _channel(self, number: int) -> ChannelStatistics:
+        count = int(self._count[number])
+        if count == 0:
+            return ChannelStatistics(0, *([0.0] * 9))
+        subset = np.concatenate(self._subsets[number])
+        p005, p05, median, p95, p995 = (float(value) for value in np.percentile(subset, _PERCENTILES))
+        mean, square = self._sums[number] / count
+        return ChannelStatistics(
+            count=count,
+            minimum=float(self._range[number, 0]),
+            p005=p005,
+            p05=p05,
+            median=median,
+            p95=p95,
+            p995=p995,
+            maximum=float(self._range[number, 1]),
+            mean=float(mean),
+            std=float(np.sqrt(max(square - mean * mean, 0.0))),
+        )

@@ -1,1 +1,85 @@
-"""placeholder"""
+"""Writers: one file per output format. They are given arrays and geometry and know nothing of models or archives.
+
+A writer is a module in this folder (or an entry point of group `geomed_mae.writers`) with these names:
+
+    SUFFIX: str                                   ending of its files
+    write(path, array, geometry, classes)         one class map, all in memory
+    stream(path, shape, geometry, classes)        the same, filled from the first row or slice to the last
+
+Class maps are uint8 with NODATA where the image was not valid. A file appears under its name when it is complete:
+it is written beside it first. Nothing that identifies a person or a file is written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from geomed_mae.errors import ConfigError, OutputError
+from geomed_mae.plugins import load_plugin
+
+MARKER = "SUFFIX"
+
+NODATA = 255
+"""Value of a class map's pixels where the image was not valid."""
+MAX_CLASSES = 255
+"""Class numbers are 0 to 254 in a uint8 map whose 255 is NODATA."""
+
+AUTO = {"raster": "cog", "volume": "nifti", "plane": "nifti"}
+"""Format of a class map by the kind of geometry, for `--format auto`."""
+
+UNAVAILABLE = {"dicom-seg": "DICOM SEG is not available yet; use --format nifti"}
+
+
+def writer(name: str) -> ModuleType:
+    """Return the writer module of a class map format.
+
+    Raises:
+        ConfigError: there is no such writer, or not yet.
+    """
+    if name in UNAVAILABLE:
+        raise ConfigError(UNAVAILABLE[name])
+    return load_plugin("writers", name, marker=MARKER)
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to beside `path`; it becomes `path` when the block ends well, and is removed when not.
+
+    Raises:
+        OutputError: the folder or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
+    except OSError as error:
+        raise OutputError(f"'{path.parent}' cannot be written: {error.strerror or error}") from error
+    with folder as name:
+        temporary = Path(name) / path.name
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"'{path.name}' cannot be written: {error.strerror or error}") from error
+
+
+def check_classes(array: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Refuse class maps that are not uint8 with numbers of `classes` or NODATA.
+
+    Raises:
+        ValueError: another type, too many classes, or a number without a class.
+    """
+    if array.dtype != np.uint8:
+        raise ValueError(f"a class map is uint8, not {array.dtype}")
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(f"a class map holds at most {MAX_CLASSES} classes, not {len(classes)}")
+    if array.size and (stray := np.setdiff1d(np.unique(array), [*range(len(classes)), NODATA])).size:
+        raise ValueError(f"the class map holds {stray.tolist()}, which name none of its {len(classes)} classes")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geomed_mae.archives import build
 from geomed_mae.archives.build import open_archive, scan_archive
 from geomed_mae.archives.card import draft_card
 from geomed_mae.archives.index import Index
@@ -41,7 +42,9 @@ def test_every_file_has_one_line_and_a_reason(archive):
 
 
 def test_too_many_bad_files_end_the_scan_with_a_count(archive):
-    with pytest.raises(TooManyBadInputsError, match=r"50.0% of the files are bad, more than --max-bad 1.0% allows: 5 files = 2"):
+    with pytest.raises(
+        TooManyBadInputsError, match=r"50.0% of the files are bad, more than --max-bad 1.0% allows: 5 files = 2"
+    ):
         scan_archive([archive], "landsat7")
 
 
@@ -70,6 +73,19 @@ def test_workers_change_nothing_but_the_keys(archive):
     assert one.fingerprint == two.fingerprint
     assert [row.statistics for row in one] == [row.statistics for row in two]
     assert one.ledger.reasons == two.ledger.reasons
+
+
+def test_a_scene_too_large_to_decode_at_once_is_examined_in_bands(archive, monkeypatch):
+    whole = scan_archive([archive / "a.tif"], "landsat7").rows[0]
+    windows = []
+    read = build.read
+    monkeypatch.setattr(build, "PART_VALUES", 6 * 24 * 7)
+    monkeypatch.setattr(build, "read", lambda source, window: windows.append(window) or read(source, window))
+    banded = scan_archive([archive / "a.tif"], "landsat7").rows[0]
+    assert [window[0] for window in windows] == [slice(0, 7), slice(7, 14), slice(14, 21), slice(21, 24)]
+    assert banded.valid_fraction == whole.valid_fraction
+    for one, other in zip(banded.statistics, whole.statistics, strict=True):
+        assert one.to_json() == pytest.approx(other.to_json())
 
 
 def test_overlapping_paths_count_a_file_once(archive):

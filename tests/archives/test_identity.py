@@ -6,13 +6,19 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomed_mae.archives.identity import connected_groups, keyed, new_salt, pixel_digest
+from geomed_mae.archives.identity import PixelDigest, connected_groups, keyed, new_salt
 from geomed_mae.image import Channel, Image, PlaneGeometry
 
 
 def plane(values: list[float], valid: list[bool]) -> Image:
     array = np.array(values, np.float32).reshape(1, 1, -1)
     return Image(array, np.array(valid).reshape(1, 1, -1), (Channel(name="x"),), PlaneGeometry(), "test")
+
+
+def pixel_digest(image: Image) -> str:
+    digest = PixelDigest(image.array.shape)
+    digest.add(image)
+    return digest.hex()
 
 
 def test_a_key_depends_on_the_salt():

@@ -13,7 +13,14 @@ from geomed_mae.errors import ConfigError
 
 def rows(groups: list[str]) -> list[Row]:
     empty = {"channels": (), "statistics": (), "flags": (), "shape": (1, 1), "spacing": None, "crs": None}
-    rest = {"modality": "m", "dtype": "uint8", "geometry": "raster", "footprint": None, "valid_fraction": 1.0, "content": ""}
+    rest = {
+        "modality": "m",
+        "dtype": "uint8",
+        "geometry": "raster",
+        "footprint": None,
+        "valid_fraction": 1.0,
+        "content": "",
+    }
     return [Row(key=str(number), group=group, **empty, **rest) for number, group in enumerate(groups)]
 
 

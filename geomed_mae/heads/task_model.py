@@ -1,0 +1,257 @@
+"""TaskModel: encoder + head + contract. What `finetune` leaves in RUN/model and what `evaluate` and `predict` open.
+
+    config.json         encoder and head shapes, classes, modality, crop
+    model.safetensors   weights, under `encoder.` and `head.`
+    contract.json       what the model may be fed, as in an encoder folder
+    trained_on.json     salt and keyed content hashes of the training images, to refuse scores over them
+    MANIFEST.sha256     vouches for the others
+
+Written whole or not at all, verified byte by byte when read; no pickle, no identifier.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from geomed_mae.archives.index import Index, Row
+from geomed_mae.archives.statistics import ChannelStatistics
+from geomed_mae.errors import ConfigError, IntegrityError, LeakageError
+from geomed_mae.heads import HeadInputs, HeadSpec, head_module
+from geomed_mae.models.contract import Contract, normalise, scaling
+from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
+from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.vit import Encoder
+
+FORMAT = "geomed-mae task model"
+VERSION = 1
+CONFIG, WEIGHTS, CONTRACT, TRAINED_ON = "config.json", "model.safetensors", "contract.json", "trained_on.json"
+FOLDER = "model"
+"""Name of the folder inside a fine-tuning run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What a task model is for.
+
+    Attributes:
+        head: shape of the head, class names included.
+        modality: of the images.
+        channels: names of the channels, in the order that the head was trained with.
+        crop: training crop in pixels or voxels, the window of inference.
+    """
+
+    head: HeadSpec
+    modality: str
+    channels: tuple[str, ...]
+    crop: tuple[int, ...]
+
+
+class TaskModel(nn.Module):
+    """An encoder and a head behind one contract: physical values in, logits out."""
+
+    def __init__(self, encoder: Encoder, contract: Contract, spec: TaskSpec) -> None:
+        """Build the head that `spec` names, with fresh weights.
+
+        Raises:
+            ConfigError: unknown head, a channel outside the contract, or a crop that is no multiple of the patch.
+        """
+        super().__init__()
+        patch = encoder.spec.patch(len(spec.crop))
+        if any(size % step for size, step in zip(spec.crop, patch, strict=True)):
+            raise ConfigError(
+                f"data.crop_{len(spec.crop)}d {list(spec.crop)} is not a multiple of the encoder's patch {list(patch)}"
+            )
+        known = {entry.channel.name: entry for entry in contract.of(spec.modality)}
+        if missing := [name for name in spec.channels if name not in known]:
+            raise ConfigError(
+                f"channels {missing} of modality '{spec.modality}' are not in the contract: {list(known)}"
+            )
+        self.encoder = encoder
+        self.head = head_module(spec.head.name).build(spec.head)
+        self.contract, self.spec = contract, spec
+        self.entries = tuple(known[name] for name in spec.channels)
+        # One physics a channel, the contract's: a head is trained with it, whatever the header of each file says of
+        # echo times and the like.
+        self.physics = tuple(entry.channel for entry in self.entries)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their numbers."""
+        return self.spec.head.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.cls_token.device
+
+    def forward(
+        self,
+        raw: Float[Tensor, "b c *s"],
+        valid: Bool[Tensor, "b c *s"],
+        spacing: Float[Tensor, "b axes"] | None,
+        statistics: Sequence[Sequence[ChannelStatistics]],
+    ) -> Float[Tensor, "b class *s"]:
+        """Return logits.
+
+        Args:
+            raw: physical values of the channels `spec.channels`.
+            valid: which of them mean something.
+            spacing: distance between samples per axis, metres (rasters) or mm; None counts patches.
+            statistics: per sample those of its whole image, one a channel.
+        """
+        pairs = [scaling(self.entries, own)[:2] for own in statistics]
+        center, scale = (torch.from_numpy(np.stack(part)).to(raw.device) for part in zip(*pairs, strict=True))
+        pixels = normalise(raw, valid, center, scale, [entry.value_range for entry in self.entries])
+        found = self.encoder(pixels, valid, self.physics, spacing)
+        tokens = torch.where(found.token_valid[..., None], found.tokens[:, 1:], 0.0)
+        inputs = HeadInputs(
+            tokens=tokens.transpose(1, 2).unflatten(-1, found.grid),
+            token_valid=found.token_valid.unflatten(-1, found.grid),
+            pixels=pixels,
+            valid=valid,
+        )
+        return self.head(inputs)
+
+    def check(self, row: Row) -> tuple[str, ...]:
+        """Return the names of the model's channels, after making sure that an image has them.
+
+        Raises:
+            ConfigError: another modality, number of axes or unit, or a missing channel.
+        """
+        if row.modality != self.spec.modality or len(row.shape) != len(self.spec.crop):
+            raise ConfigError(
+                f"the model is made for {len(self.spec.crop)}D images of modality '{self.spec.modality}', not for "
+                f"{len(row.shape)}D images of '{row.modality}'"
+            )
+        have = {channel.name: channel for channel in row.channels}
+        if missing := [name for name in self.spec.channels if name not in have]:
+            raise ConfigError(
+                f"an image of modality '{row.modality}' lacks channels {missing}, which the model was trained with; "
+                f"it has {list(have)}"
+            )
+        self.contract.entries(row.modality, [have[name] for name in self.spec.channels])
+        return self.spec.channels
+
+    @torch.inference_mode()
+    def probabilities(self, raw: np.ndarray, valid: np.ndarray, row: Row) -> Float[Tensor, "b class *s"]:
+        """Return class probabilities of crops (b, C, *crop) of the image `row`, on the model's device."""
+        have = {channel.name: entry for channel, entry in zip(row.channels, row.statistics, strict=True)}
+        own = [have[name] for name in self.spec.channels]
+        spacing = None if row.spacing is None else torch.tensor([row.spacing], dtype=torch.float32).expand(len(raw), -1)
+        logits = self(
+            torch.from_numpy(raw).to(self.device),
+            torch.from_numpy(valid).to(self.device),
+            None if spacing is None else spacing.to(self.device),
+            [own] * len(raw),
+        )
+        return logits.float().softmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """Which images a model has seen: their keyed content hashes under a salt of the run's own.
+
+    The salt lies beside the hashes, so someone who has an image can find out whether it is among them. That is their
+    purpose; from the hashes alone nothing can be read.
+    """
+
+    salt: str
+    contents: tuple[str, ...]
+
+    @classmethod
+    def of(cls, index: Index, rows: Sequence[Row], salt: bytes) -> TrainedOn:
+        """Return the hashes of `rows`."""
+        return cls(salt.hex(), tuple(sorted(index.content_key(row.key, salt) for row in rows)))
+
+    def refuse_leak(self, index: Index, rows: Sequence[Row]) -> None:
+        """Refuse images that the model was trained on, by their pixels, whatever their files are called.
+
+        Raises:
+            LeakageError: with the number of such images.
+        """
+        salt, seen = bytes.fromhex(self.salt), set(self.contents)
+        leaked = sum(index.content_key(row.key, salt) in seen for row in rows)
+        if leaked:
+            raise LeakageError(
+                f"{leaked} of the {len(rows)} labelled images were trained on, wholly or in part, so that a score over "
+                "them would say nothing; evaluate on other images (the run's validation scores are in its summary.json)"
+            )
+
+
+def save_task_model(run: Path, model: TaskModel, trained_on: TrainedOn) -> None:
+    """Write RUN/model, atomically.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    spec = {**asdict(model.spec), "head": model.spec.head.to_json()}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "encoder": json.loads(model.encoder.spec.to_json()),
+        "task": spec,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_folder(
+        run / FOLDER,
+        {
+            CONFIG: json.dumps(config, indent=2).encode(),
+            WEIGHTS: tensor_bytes(tensors),
+            CONTRACT: model.contract.to_json().encode(),
+            TRAINED_ON: json.dumps(asdict(trained_on), indent=2).encode(),
+        },
+    )
+
+
+def load_task_model(path: str | Path) -> tuple[TaskModel, TrainedOn]:
+    """Open the task model of a fine-tuning run, or the model folder itself, in evaluation mode on the CPU.
+
+    Raises:
+        ConfigError: there is none, or one of another version.
+        IntegrityError: a file is not what was written, or does not fit the others.
+    """
+    folder = Path(path)
+    if (folder / FOLDER / MANIFEST).is_file():
+        folder = folder / FOLDER
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"'{path}' holds no fine-tuned model (no {FOLDER}/{MANIFEST}); give a run that `finetune` has finished"
+        )
+    files = read_folder(folder)
+    if missing := [name for name in (CONFIG, WEIGHTS, CONTRACT, TRAINED_ON) if name not in files]:
+        raise (ConfigError if CONTRACT in files else IntegrityError)(
+            f"'{path}' is no fine-tuned model: it has no {missing[0]}"
+        )
+    config: dict[str, Any] = json.loads(files[CONFIG])
+    if config.get("format") != FORMAT or config.get("version") != VERSION:
+        raise ConfigError(
+            f"'{path}' is '{config.get('format')}' version {config.get('version')}, not '{FORMAT}' version {VERSION}"
+        )
+    task = config["task"]
+    spec = TaskSpec(
+        head=HeadSpec.from_json(task["head"]),
+        modality=task["modality"],
+        channels=tuple(task["channels"]),
+        crop=tuple(task["crop"]),
+    )
+    encoder = Encoder(ModelSpec.from_json(json.dumps(config["encoder"])))
+    model = TaskModel(encoder, Contract.from_json(files[CONTRACT].decode()), spec)
+    try:
+        model.load_state_dict(read_tensors(files[WEIGHTS]))
+    except (SafetensorError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise IntegrityError(f"'{path}': {WEIGHTS} does not fit {CONFIG}: {detail}") from error
+    trained = json.loads(files[TRAINED_ON])
+    return model.eval(), TrainedOn(trained["salt"], tuple(trained["contents"]))

@@ -1,0 +1,130 @@
+"""Buckets: images that can share a batch, because modality, channels and number of axes are the same.
+
+A step takes all its crops from one bucket, drawn with a probability that grows with the bucket's valid area (pixels or
+voxels times valid fraction): in proportion to it, so that every valid pixel of the archive is about equally likely to
+be seen, or flatter by `data.balance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geomed_mae.archives.index import Row
+from geomed_mae.errors import ConfigError
+from geomed_mae.image import Channel
+from geomed_mae.modalities import Modality
+
+if TYPE_CHECKING:
+    from geomed_mae.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows of an index that can share a batch, and how crops are cut from them.
+
+    `crop` has one size a spatial axis; `flips` are those of the modality.
+    """
+
+    modality: str
+    channels: tuple[Channel, ...]
+    geometry: str
+    crop: tuple[int, ...]
+    flips: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """Valid area of each row, in pixels or voxels (float64)."""
+        return np.array([valid_area(row) for row in self.rows], dtype=np.float64)
+
+    def draw(self, uniform: float, without: frozenset[str] = frozenset()) -> Row | None:
+        """Return the row in which the share `uniform` (0 <= uniform < 1) of the bucket's valid area falls.
+
+        Rows whose key is in `without` are left out; None when no other is left.
+        """
+        areas = np.where([row.key in without for row in self.rows], 0.0, self.areas) if without else self.areas
+        total = np.cumsum(areas)
+        return self.rows[int(np.searchsorted(total / total[-1], uniform, side="right"))] if total[-1] > 0 else None
+
+
+def valid_area(row: Row) -> float:
+    """Valid pixels or voxels of an image."""
+    return float(np.prod(row.shape, dtype=np.float64) * row.valid_fraction)
+
+
+def crop_of(geometry: str, config: DataConfig, example: Row) -> tuple[int, ...]:
+    """Return the crop for images of this geometry.
+
+    Raises:
+        ConfigError: the recipe has no crop for it; the keys to set and the images that need them are named.
+    """
+    axes = "3d" if geometry == "volume" else "2d"
+    crop = config.crop_3d if geometry == "volume" else config.crop_2d
+    if crop is None:
+        shape = " x ".join(map(str, example.shape))
+        raise ConfigError(
+            f"the archive holds images of modality '{example.modality}' ({geometry}, {shape}): "
+            f"set data.crop_{axes} and model.patch_{axes}, or leave such images out with data.modality"
+        )
+    return tuple(crop)
+
+
+def _selected(row: Row, names: Sequence[str] | None) -> tuple[Channel, ...]:
+    if names is None:
+        return row.channels
+    have = {channel.name: channel for channel in row.channels}
+    if missing := [name for name in names if name not in have]:
+        raise ConfigError(
+            f"data.channels asks for {missing}, which an image of modality '{row.modality}' lacks; it has {list(have)}"
+        )
+    return tuple(have[name] for name in names)
+
+
+def make_buckets(rows: Sequence[Row], config: DataConfig, modalities: Mapping[str, Modality]) -> tuple[Bucket, ...]:
+    """Sort rows into buckets; `modalities` by name gives their flips. Rows without valid pixels are left out.
+
+    Raises:
+        ConfigError: no crop for a geometry, a channel asked for is missing, or no row has valid pixels.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if valid_area(row) > 0:
+            # Spacing known or not is part of the key: a batch gives positions in physical units for all or for none.
+            key = (row.modality, _selected(row, config.channels), row.geometry, row.spacing is None)
+            groups.setdefault(key, []).append(row)
+    if not groups:
+        raise ConfigError(f"none of the {len(rows)} images of the archive has valid pixels; look at it with inspect")
+    # Buckets are sorted by what they are. Rows keep the index's order, that of the files: keys are salted anew by every
+    # scan of a raw archive, so that sorting by key would give a resumed run other batches.
+    return tuple(
+        Bucket(
+            modality=modality,
+            channels=channels,
+            geometry=geometry,
+            crop=crop_of(geometry, config, members[0]),
+            flips=modalities[modality].flips if modality in modalities else (),
+            rows=tuple(members),
+        )
+        for (modality, channels, geometry, _), members in sorted(groups.items(), key=lambda item: repr(item[0]))
+    )
+
+
+def shares(buckets: Sequence[Bucket], balance: float) -> np.ndarray:
+    """Return each bucket's share of the steps: in proportion to its valid area to the power of `balance`.
+
+    1 sees every valid pixel of the archive equally often, 0 every bucket; between them rare kinds of images are seen
+    more often than they occur (temperature sampling, as in multilingual training, arXiv 1901.07291).
+    """
+    weights = np.array([bucket.areas.sum() for bucket in buckets]) ** balance
+    return weights / weights.sum()
+
+
+def draw_bucket(buckets: Sequence[Bucket], uniform: float, balance: float = 1.0) -> Bucket:
+    """Return the bucket in which the share `uniform` (0 <= uniform < 1) of all steps falls."""
+    total = np.cumsum(shares(buckets, balance))
+    return buckets[int(np.searchsorted(total / total[-1], uniform, side="right"))]

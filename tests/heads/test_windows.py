@@ -1,0 +1,109 @@
+"""Whole images from windows: a model that answers by pixel must come through untouched."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from geomed_mae.archives.build import open_archive
+from geomed_mae.archives.index import Index
+from geomed_mae.heads.windows import INVALID, blending_weight, class_map, whole_class_map, window_starts
+from tests.make_data import write_geotiff
+from tests.scenes import mr_volume
+
+
+class ByThreshold:
+    """Stands for a TaskModel: class 1 where the first channel exceeds `limit`; remembers the windows it was given."""
+
+    classes = ("low", "high")
+    device = torch.device("cpu")
+
+    def __init__(self, crop: tuple[int, ...], names: tuple[str, ...], limit: float) -> None:
+        self.spec, self.names, self.limit = SimpleNamespace(crop=crop), names, limit
+        self.shapes: list[tuple[int, ...]] = []
+
+    def check(self, row):
+        return self.names
+
+    def probabilities(self, raw, valid, row):
+        self.shapes.append(raw.shape)
+        high = torch.from_numpy(raw[:, 0] > self.limit).float()
+        return torch.stack([1 - high, high], dim=1)
+
+
+def scene(tmp_path, shape: tuple[int, int], nodata: int | None = None) -> tuple[Index, np.ndarray]:
+    values = np.random.default_rng(0).integers(1, 255, size=shape).astype(np.uint8)
+    if nodata is not None:
+        values[: shape[0] // 3, : shape[1] // 2] = nodata
+    write_geotiff(tmp_path / "scene.tif", values, nodata=nodata)
+    return open_archive([tmp_path / "scene.tif"], ["unnamed-raster"]), values
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (16, 16), (10, 100), (100, 7), (33, 17)])
+@pytest.mark.parametrize("crop", [(16, 16), (16, 24)])
+def test_every_pixel_of_a_raster_is_answered_once(tmp_path, shape, crop):
+    index, values = scene(tmp_path, shape)
+    row = index.rows[0]
+    found = whole_class_map(ByThreshold(crop, (row.channels[0].name,), 128), index, row)
+    np.testing.assert_array_equal(found, values > 128)
+
+
+def test_every_voxel_of_a_volume_is_answered_once(tmp_path):
+    bright = mr_volume(tmp_path / "v.nii.gz", None, shape=(20, 25, 13))
+    index = open_archive([tmp_path], ["mr"])
+    row = index.rows[0]
+    image = index.read(row.key)
+    found = whole_class_map(ByThreshold((8, 8, 8), (row.channels[0].name,), 600), index, row)
+    np.testing.assert_array_equal(found, image.array[0] > 600)
+    assert (found == bright.transpose(2, 1, 0)).mean() > 0.99
+
+
+def test_invalid_pixels_are_answered_with_invalid(tmp_path):
+    index, values = scene(tmp_path, (40, 40), nodata=0)
+    row = index.rows[0]
+    found = whole_class_map(ByThreshold((16, 16), (row.channels[0].name,), 128), index, row)
+    np.testing.assert_array_equal(found == INVALID, values == 0)
+
+
+def test_bands_come_in_order_and_memory_does_not_grow_with_the_height(tmp_path):
+    index, _ = scene(tmp_path, (200, 30))
+    row = index.rows[0]
+    bands = list(class_map(ByThreshold((16, 16), (row.channels[0].name,), 128), index, row))
+    assert sum(len(band) for band in bands) == 200
+    assert max(len(band) for band in bands) <= 16
+
+
+def test_overlapping_windows_are_averaged_with_more_weight_in_the_middle(tmp_path):
+    index, _ = scene(tmp_path, (24, 16))
+    row = index.rows[0]
+
+    class ByWindow(ByThreshold):
+        """Says class 1 in the first window and class 0 in the second."""
+
+        def probabilities(self, raw, valid, row):
+            self.shapes.append(raw.shape)
+            first = torch.full((len(raw), *raw.shape[2:]), float(len(self.shapes) == 1))
+            return torch.stack([1 - first, first], dim=1)
+
+    found = whole_class_map(ByWindow((16, 16), (row.channels[0].name,), 0), index, row)
+    assert window_starts(24, 16) == [0, 8]
+    assert (found[:12] == 1).all() and (found[12:] == 0).all(), "the border lies half-way between the windows' middles"
+
+
+@pytest.mark.parametrize(("size", "window"), [(1, 8), (8, 8), (9, 8), (16, 8), (100, 8), (13, 5)])
+def test_windows_cover_an_axis_and_end_flush(size, window):
+    starts = window_starts(size, window)
+    covered = {pixel for start in starts for pixel in range(start, start + window)}
+    assert covered >= set(range(size))
+    assert size <= window or starts[-1] + window == size
+    assert all(after - before <= max(window // 2, 1) for before, after in itertools.pairwise(starts))
+
+
+def test_weight_is_symmetric_positive_and_highest_in_the_middle():
+    weight = blending_weight((8, 12))
+    np.testing.assert_allclose(weight, weight[::-1, ::-1], rtol=1e-6)
+    assert weight.min() > 0 and weight.max() == 1 and weight[4, 6] == weight.max()

@@ -1,0 +1,146 @@
+"""A batch is a function of its step, whoever makes it and whenever."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geomed_mae.config import DataConfig
+from geomed_mae.errors import ReadError
+from geomed_mae.samples.batch import Batch
+from geomed_mae.samples.loader import Steps, batches, load_steps, measure_rate
+
+CONFIG = DataConfig(modality=("landsat7",), crop_2d=(16, 16), crops_per_read=2)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    plain = ("modality", "channels", "keys", "statistics", "step", "failed")
+    return (
+        torch.equal(one.raw, other.raw)
+        and torch.equal(one.valid, other.valid)
+        and torch.equal(one.spacing, other.spacing)
+        and all(getattr(one, name) == getattr(other, name) for name in plain)
+    )
+
+
+@pytest.fixture
+def archive(memory_index):
+    rng = np.random.default_rng(0)
+    for size in (24, 40, 12):
+        valid = rng.random((1, size, size + 4)) > 0.1
+        memory_index.add(rng.random((3, size, size + 4)) * 200, valid=valid, spacing=(30.0, 15.0))
+    return memory_index
+
+
+def make(index, start=0, stop=5, **changes):
+    config = CONFIG.model_copy(update=changes)
+    return list(batches(index, config, seed=5, start_step=start, steps=stop, batch_size=6))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_any_number_of_workers_gives_the_same_bits(archive):
+    alone = make(archive)
+    for workers in (1, 3):
+        assert all(same(*pair) for pair in zip(alone, make(archive, workers=workers), strict=True))
+
+
+def test_a_later_start_gives_the_same_bits(archive):
+    assert all(same(*pair) for pair in zip(make(archive)[3:], make(archive, start=3), strict=True))
+
+
+def test_the_cache_changes_nothing(archive):
+    assert all(same(*pair) for pair in zip(make(archive), make(archive, cache_mb=0), strict=True))
+    assert archive.window_reads > 0 and archive.whole_reads > 0
+
+
+def test_steps_and_seeds_give_different_crops(archive):
+    first, second, *_ = make(archive)
+    other = next(iter(batches(archive, CONFIG, seed=6, start_step=0, steps=1, batch_size=6)))
+    assert not torch.equal(first.raw, second.raw) and not torch.equal(first.raw, other.raw)
+
+
+def test_pixels_come_from_the_image_that_the_key_names(archive):
+    config = CONFIG.model_copy(update={"crops_per_read": 1})
+    for batch in batches(archive, config, seed=0, start_step=0, steps=3, batch_size=4):
+        for raw, valid, key in zip(batch.raw, batch.valid, batch.keys, strict=True):
+            known = set(archive.images[key].array[0].ravel().tolist())
+            assert set(raw[0][valid[0]].tolist()) <= known
+
+
+def test_spacing_follows_the_quarter_turns(archive):
+    pairs = {tuple(pair) for batch in make(archive, stop=20) for pair in batch.spacing.tolist()}
+    assert pairs == {(30.0, 15.0), (15.0, 30.0)}
+
+
+def test_a_batch_says_shapes_types_and_physics(archive):
+    batch = make(archive, stop=1)[0]
+    assert batch.raw.shape == batch.valid.shape == (6, 3, 16, 16)
+    assert batch.raw.dtype == torch.float32 and batch.valid.dtype == torch.bool
+    assert len(batch) == len(batch.keys) == len(batch.statistics) == 6
+    assert (batch.raw[~batch.valid] == 0).all() and 0 < batch.valid_fraction < 1
+    assert [channel.name for channel in batch.channels] == ["B1", "B2", "B3"]
+
+
+def test_channels_are_selected_by_name_with_their_statistics(archive):
+    whole, part = make(archive, stop=1)[0], make(archive, stop=1, channels=("B3", "B1"))[0]
+    assert torch.equal(part.raw, whole.raw[:, [2, 0]])
+    assert part.statistics[0] == (whole.statistics[0][2], whole.statistics[0][0])
+
+
+def test_crops_with_too_few_valid_pixels_are_drawn_again(memory_index):
+    valid = np.zeros((1, 200, 200), bool)
+    valid[:, :40, :40] = True
+    memory_index.add(np.ones((1, 200, 200)), valid=valid)
+    shares = {}
+    for least in (0.0, 0.9):
+        config = CONFIG.model_copy(update={"min_valid": least, "crops_per_read": 1})
+        made = list(batches(memory_index, config, seed=0, start_step=0, steps=10, batch_size=8))
+        shares[least] = np.mean([batch.valid_fraction for batch in made])
+    assert shares[0.9] > 3 * shares[0.0]
+
+
+def test_an_image_that_no_longer_reads_is_replaced_and_named(archive):
+    archive.broken = {"image1"}
+    made = make(archive, stop=6, cache_mb=0)
+    assert any("image1: TRUNCATED" in batch.failed for batch in made)
+    assert all("image1" not in batch.keys for batch in made)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_archive_that_is_gone_is_one_typed_error(archive, workers):
+    archive.broken = {"image0", "image1", "image2"}
+    with pytest.raises(ReadError, match=r"3 images in a row could not be read.*TRUNCATED.*still in place"):
+        make(archive, workers=workers, cache_mb=0)
+
+
+class DyingOnce(torch.utils.data.Dataset):
+    """Kills the worker that is asked for step 2 the first time."""
+
+    def __init__(self, flag) -> None:
+        self.flag = flag
+
+    def __getitem__(self, step):
+        import os
+        import signal
+
+        if step == 2 and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step
+
+
+def test_a_worker_that_is_killed_is_replaced_without_losing_a_step(tmp_path):
+    assert list(load_steps(DyingOnce(tmp_path / "died"), 0, 6, workers=1)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_examples_are_no_training_crops_and_are_not_turned(archive):
+    steps = Steps(archive, CONFIG, seed=5, batch_size=6)
+    batch = steps.examples(steps.buckets[0], 3)
+    assert len(batch) == 3 and {tuple(pair) for pair in batch.spacing.tolist()} == {(30.0, 15.0)}
+    assert same(batch, steps.examples(steps.buckets[0], 3))
+
+
+def test_the_rate_counts_samples_of_all_batches(archive):
+    ticks = iter((10.0, 12.0))
+    assert measure_rate(Steps(archive, CONFIG, seed=5, batch_size=6), 3, clock=lambda: next(ticks)) == 9.0

@@ -1,0 +1,77 @@
+"""The demo: all its parts fit together (with few steps), and it touches nothing but its own folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from geomed_mae import demo as module
+from geomed_mae.config import load_recipe
+from geomed_mae.demo import SCENE, demo, water_mask
+from geomed_mae.errors import ConfigError
+from geomed_mae.readers import read_images
+
+FEW = ["train.steps=3", "train.batch_size=2", "train.log_every=1", "model.depth=2"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[str]]:
+    """The demo with three steps a stage, run twice into the same folder."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_recipe", lambda name: load_recipe(name, FEW))
+        result = demo(out, say=lines.append, progress=lambda items, what, total: items)
+    return out, result, lines
+
+
+def test_every_part_leaves_its_result(done):
+    out, result, _ = done
+    for name in ("pretrain/encoder/model.safetensors", "finetune/model/model.safetensors", "timm/model.safetensors"):
+        assert (out / name).is_file()
+    assert list((out / "pretrain" / "panels").glob("*.png"))
+    assert list((out / "embeddings").glob("*.parquet"))
+    assert Path(result["prediction"]).is_file()
+    assert json.loads((out / "demo.json").read_text())["timm_largest_relative_difference"] <= 1e-5
+
+
+def test_one_encoder_knows_the_scene_and_the_volumes(done):
+    contract = json.loads((done[0] / "pretrain" / "encoder" / "contract.json").read_text())
+    assert {entry["modality"] for entry in contract["channels"]} == {"landsat7", "ct", "mr"}
+
+
+def test_the_prediction_lies_on_the_scenes_grid(done):
+    with rasterio.open(done[1]["prediction"]) as prediction, rasterio.open(SCENE) as scene:
+        assert (prediction.transform, prediction.crs, prediction.shape) == (scene.transform, scene.crs, scene.shape)
+
+
+def test_the_report_shows_both_runs_and_the_scene(done):
+    html = (done[0] / "report.html").read_text()
+    for title in ("Pretraining", "Fine-tuning", "Water in the whole scene", "Reconstructions: "):
+        assert title in html
+    assert str(done[0]) not in html
+
+
+def test_each_step_says_what_it_does_and_the_last_line_where_the_results_lie(done):
+    lines = done[2]
+    assert [line[:3] for line in lines if line[1:3] == "/7"] == [f"{number}/7" for number in range(1, 8)]
+    assert str(done[0] / "report.html") in lines[-1]
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds something else; choose another --out"):
+        demo(tmp_path, say=print, progress=lambda items, what, total: items)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_water_mask_is_the_sign_of_mndwi():
+    scene = read_images(SCENE, "landsat7")[0]
+    green, swir = scene.array[1].astype(np.float64), scene.array[4].astype(np.float64)
+    index = (green - swir) / (green + swir)
+    assert np.array_equal(water_mask(scene).array[0] > 0, index > 0)
+    assert 0.1 < (index > 0).mean() < 0.6
