@@ -60,9 +60,8 @@ class DataConfig(Section):
     """Crop of volumes in voxels (slices, rows, columns); a multiple of model.patch_3d."""
     min_valid: float = science(0.25, ge=0.0, le=1.0)
     """A pretraining crop with a smaller share of valid pixels is drawn again."""
-    balance: float = science(1.0, ge=0.0, le=1.0)
-    """How often the kinds of images of a mixed archive are seen: by valid area to this power. 1 is in proportion to
-    their pixels, 0 makes all kinds (modality, channels) equally frequent."""
+    weights: dict[str, float] | None = science(None)
+    """Relative shares of the steps that the modalities of a mixed archive get; None goes by their valid pixels."""
     crops_per_read: int = science(4, ge=1)
     """Neighbouring crops of one batch that are cut from one decoded window (of at most twice the crop): faster on large
     compressed scenes, at the price of batches with fewer places in them. 1 draws every crop by itself."""
@@ -70,6 +69,12 @@ class DataConfig(Section):
     """Loader processes; 0 loads in the main process. The samples are the same for any number."""
     cache_mb: int = speed(2048, ge=0)
     """Decoded images kept in memory per loader process, in MiB; one larger than an eighth of it is read by window."""
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> DataConfig:
+        if self.weights is not None and not all(weight > 0 for weight in self.weights.values()):
+            raise ValueError(f"weights are positive, not {self.weights}")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -232,7 +237,7 @@ def _find(path: Path) -> Path:
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "values"
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in ("values", "weights")
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 

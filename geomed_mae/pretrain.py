@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from geomed_mae.archives.build import Progress as ScanProgress
@@ -37,7 +38,7 @@ from geomed_mae.training.run import RunFolder, describe_environment
 MAX_UNREADABLE = 0.01
 """Share of the images that may stop to be readable during a run (at least one); they were whole when it began."""
 
-MAX_PANELS = 6
+MAX_PANELS = 5
 
 log = logging.getLogger(__name__)
 
@@ -223,10 +224,14 @@ def within_budget(batches: Iterator[Batch], images: int) -> Iterator[Batch]:
 
 
 def _draw_panels(objective: MaskedObjective, steps: Steps, folder: Path) -> dict[str, Any]:
-    """Draw one panel a bucket; return the errors over hidden patches of each (see `panels.error_summary`)."""
+    """Draw one panel a bucket; return the errors over hidden patches of each (see `panels.error_summary`).
+
+    Of many buckets those that most steps have gone to, in that order.
+    """
     objective.mae.eval()
     errors = {}
-    for number, bucket in enumerate(steps.buckets[:MAX_PANELS], start=1):
+    order = np.argsort(-shares(steps.buckets, steps.config.weights), kind="stable")
+    for number, bucket in enumerate((steps.buckets[place] for place in order[:MAX_PANELS]), start=1):
         batch = steps.examples(bucket, CANDIDATES)
         name = f"{number:02d}-{bucket.modality}"
         errors[name] = draw_reconstructions(objective, batch, folder / f"{name}.png")
@@ -252,7 +257,7 @@ def _summary(done: Progress, run: RunFolder, index: Index) -> dict[str, Any]:
 def describe_plan(recipe: Recipe, index: Index, steps: Steps, mae: MaskedAutoencoder) -> dict[str, Any]:
     """Return what a run would read and need: images, buckets, tokens, memory (a rough upper bound), loader's speed."""
     buckets = []
-    for bucket, share in zip(steps.buckets, shares(steps.buckets, recipe.data.balance), strict=True):
+    for bucket, share in zip(steps.buckets, shares(steps.buckets, recipe.data.weights), strict=True):
         patch = mae.spec.patch(len(bucket.crop))
         tokens = math.prod(size // step for size, step in zip(bucket.crop, patch, strict=True))
         buckets.append(

@@ -115,16 +115,37 @@ def _panels(run: Path) -> list[Figure]:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _table_of(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """A dictionary of dictionaries (for example class -> measure -> number) as a table."""
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    body = [(name, *(_shown(row.get(column, "")) for column in columns)) for name, row in rows.items()]
-    return Table(title, ("", *columns), body)
+def _tables(title: str, value: dict[str, Any]) -> list[Table]:
+    """Return a nested dictionary as tables: the innermost dictionaries become rows, named by the way to them."""
+    rows: dict[str, dict[str, Any]] = {}
+
+    def walk(name: str, node: dict[str, Any]) -> None:
+        plain = {key: entry for key, entry in node.items() if not isinstance(entry, dict)}
+        if plain:
+            rows[name] = plain
+        for key, entry in node.items():
+            if isinstance(entry, dict):
+                walk(f"{name} / {key}" if name else key, entry)
+
+    walk("", value)
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for name, row in rows.items():
+        groups.setdefault(tuple(row), {})[name] = row
+    return [
+        Table(
+            title,
+            ("", *(column.replace("_", " ") for column in columns)),
+            [(name, *(_shown(entry) for entry in row.values())) for name, row in group.items()],
+        )
+        for columns, group in groups.items()
+    ]
 
 
 def run_section(run: Path, title: str) -> Section:
@@ -136,12 +157,12 @@ def run_section(run: Path, title: str) -> Section:
     summary, metrics = read_run(run)
     section = Section(title, f"{summary.get('verb', 'run')}, {_shown(summary.get('steps', '?'))} steps")
     for key, value in summary.items():
-        if isinstance(value, dict) and value and all(isinstance(entry, dict) for entry in value.values()):
-            section.tables.append(_table_of(key.replace("_", " "), value))
+        if isinstance(value, dict):
+            section.tables += _tables(key.replace("_", " "), value)
         elif isinstance(value, int | float | str) and key != "verb":
             section.tiles.append((key.replace("_", " "), _shown(value)))
     curves = _curves(metrics)
-    section.figures = [*_panels(run), *([curves] if curves else [])]
+    section.figures = [*([curves] if curves else []), *_panels(run)]
     for name, file in (
         ("Summary", "summary.json"),
         ("Resolved recipe", "recipe.resolved.yaml"),

@@ -1,8 +1,8 @@
 """Buckets: images that can share a batch, because modality, channels and number of axes are the same.
 
-A step takes all its crops from one bucket, drawn with a probability that grows with the bucket's valid area (pixels or
-voxels times valid fraction): in proportion to it, so that every valid pixel of the archive is about equally likely to
-be seen, or flatter by `data.balance`.
+A step takes all its crops from one bucket, drawn with probability proportional to the bucket's valid area (pixels or
+voxels times valid fraction), so that every valid pixel of the archive is about equally likely to be seen, or by
+`data.weights`.
 """
 
 from __future__ import annotations
@@ -114,17 +114,29 @@ def make_buckets(rows: Sequence[Row], config: DataConfig, modalities: Mapping[st
     )
 
 
-def shares(buckets: Sequence[Bucket], balance: float) -> np.ndarray:
-    """Return each bucket's share of the steps: in proportion to its valid area to the power of `balance`.
+def shares(buckets: Sequence[Bucket], weights: Mapping[str, float] | None) -> np.ndarray:
+    """Return each bucket's share of the steps.
 
-    1 sees every valid pixel of the archive equally often, 0 every bucket; between them rare kinds of images are seen
-    more often than they occur (temperature sampling, as in multilingual training, arXiv 1901.07291).
+    Without weights in proportion to valid area. With them, each modality has its weight's share, and within a modality
+    buckets have theirs by valid area.
+
+    Raises:
+        ConfigError: a modality of the archive has no weight, or a weight has no images.
     """
-    weights = np.array([bucket.areas.sum() for bucket in buckets]) ** balance
-    return weights / weights.sum()
+    areas = np.array([bucket.areas.sum() for bucket in buckets])
+    if weights is None:
+        return areas / areas.sum()
+    names = [bucket.modality for bucket in buckets]
+    if set(names) != set(weights):
+        raise ConfigError(
+            f"data.weights names {sorted(weights)}, the archive holds {sorted(set(names))}; give each of these a weight"
+        )
+    totals = {name: sum(area for own, area in zip(names, areas, strict=True) if own == name) for name in weights}
+    parts = np.array([weights[name] * area / totals[name] for name, area in zip(names, areas, strict=True)])
+    return parts / parts.sum()
 
 
-def draw_bucket(buckets: Sequence[Bucket], uniform: float, balance: float = 1.0) -> Bucket:
+def draw_bucket(buckets: Sequence[Bucket], uniform: float, weights: Mapping[str, float] | None = None) -> Bucket:
     """Return the bucket in which the share `uniform` (0 <= uniform < 1) of all steps falls."""
-    total = np.cumsum(shares(buckets, balance))
+    total = np.cumsum(shares(buckets, weights))
     return buckets[int(np.searchsorted(total / total[-1], uniform, side="right"))]

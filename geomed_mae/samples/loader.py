@@ -20,7 +20,7 @@ from geomed_mae.errors import GeomedError, OutputError, ReadError
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.samples.augment import draw_symmetry
 from geomed_mae.samples.batch import Batch
-from geomed_mae.samples.buckets import Bucket, draw_bucket, make_buckets
+from geomed_mae.samples.buckets import Bucket, draw_bucket, make_buckets, shares
 from geomed_mae.samples.crops import ImageCache, bounding_window, counter_rng, cut, draw_starts
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Steps(Dataset):
     def __init__(self, index: Index, config: DataConfig, *, seed: int, batch_size: int, augment: bool = True) -> None:
         modalities = {modality.name: modality for modality in resolve_modalities(config.modality)}
         self.buckets = make_buckets(index.rows, config, modalities)
+        shares(self.buckets, config.weights)  # weights that do not fit the archive are an error now, not at a step
         self.config, self.seed, self.batch_size = config, seed, batch_size
         self.cache = ImageCache(index, config.cache_mb)
 
@@ -74,7 +75,7 @@ class Steps(Dataset):
             ReadError: none of several images in a row could be read.
         """
         luck = counter_rng(self.seed, step, purpose=PURPOSE_BUCKET).random()
-        bucket = draw_bucket(self.buckets, luck, self.config.balance)
+        bucket = draw_bucket(self.buckets, luck, self.config.weights)
         failed: list[str] = []
         reads: list[_Drawn] = []
         for first in range(0, self.batch_size, self.config.crops_per_read):

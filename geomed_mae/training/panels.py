@@ -1,8 +1,8 @@
 """Panels: pictures of what a masked autoencoder saw and what it made of it, in physical units.
 
-One row an example (a volume gives up to three: the middle planes that are not slivers), four columns: the image, what
+One row an example (a volume gives up to three: the fullest planes that are not slivers), four columns: the image, what
 the encoder saw, the reconstruction (visible patches are the image's own) and the error, with a scale in the channel's
-unit. Of the crops given, those with the most contrast are shown, because air and open water say little; the errors
+unit. Of the crops given, those with the most structure are shown, because air and open water say little; the errors
 that are returned are those of all crops.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from geomed_mae.errors import OutputError
 from geomed_mae.image import Channel
+from geomed_mae.models.patches import patchify
 from geomed_mae.samples.batch import Batch
 from geomed_mae.training.objective import MaskedObjective, Reconstruction
 
@@ -81,12 +82,18 @@ def shown_channels(channels: Sequence[Channel]) -> tuple[int, ...]:
     return tuple(picked) if len(set(picked)) == len(picked) else (0,)
 
 
-def most_contrast(batch: Batch, count: int) -> list[int]:
-    """Return the numbers, rising, of the `count` crops whose first shown channel varies most; results play no part."""
+def most_structure(batch: Batch, patch: Sequence[int], count: int) -> list[int]:
+    """Return the numbers, rising, of the `count` crops with the most structure; the model's answers play no part.
+
+    Structure is the standard deviation of the patches' means in the first shown channel, in units of the image's own
+    spread: noise averages out, and arbitrary units cancel.
+    """
     first = shown_channels(batch.channels)[0]
+    means = patchify(batch.raw[:, [first]].cpu(), patch)[:, :, 0].mean(-1)
+    whole = patchify(batch.valid[:, [first]].cpu(), patch)[:, :, 0].all(-1)
     spreads = [
-        float(raw[first][valid[first]].std()) if int(valid[first].sum()) > 1 else 0.0
-        for raw, valid in zip(batch.raw.cpu(), batch.valid.cpu(), strict=True)
+        float(mean[inside].std()) / own[first].spread if int(inside.sum()) > 1 else 0.0
+        for mean, inside, own in zip(means, whole, batch.statistics, strict=True)
     ]
     return sorted(sorted(range(len(batch)), key=lambda number: -spreads[number])[:count])
 
@@ -107,23 +114,40 @@ def pictures(batch: Batch, made: Reconstruction, numbers: Sequence[int]) -> list
                 made.asked[number][chosen].any(dim=0, keepdim=True),
             )
         ]
-        for label, index, (height, width) in _planes(batch.raw.shape[2:], spacing):
+        inside = _extent(arrays[2][..., 0])
+        arrays = [array[inside] for array in arrays]
+        for label, index, (height, width) in _planes(arrays[2][..., 0], spacing):
             image, answer, valid, seen, asked = (array[index] for array in arrays)
             title = " · ".join(part for part in (f"example {place}", label) if part)
             rows.append(Picture(title, image, answer, valid[..., 0], seen[..., 0], asked[..., 0], height / width))
     return rows
 
 
-def _planes(shape: Sequence[int], spacing: Sequence[float]) -> list[tuple[str, tuple, tuple[float, float]]]:
-    """Return label, index into the spatial axes and pixel (height, width) of each plane of a crop to show."""
-    if len(shape) == 2:
+def _extent(valid: np.ndarray) -> tuple[slice, ...]:
+    """Return the box around all valid pixels of a crop (all of it when there are none): padding shows nothing."""
+    box = []
+    for axis in range(valid.ndim):
+        places = np.flatnonzero(valid.any(axis=tuple(other for other in range(valid.ndim) if other != axis)))
+        box.append(slice(places[0], places[-1] + 1) if places.size else slice(None))
+    return tuple(box)
+
+
+def _planes(valid: np.ndarray, spacing: Sequence[float]) -> list[tuple[str, tuple, tuple[float, float]]]:
+    """Return label, index into the spatial axes and pixel (height, width) of each plane of a crop to show.
+
+    Of a volume the fullest plane across each axis, the one next to the middle where several are equally full.
+    """
+    if valid.ndim == 2:
         return [("", (), (spacing[0], spacing[1]))]
     planes = []
     for axis, name in enumerate(PLANES):
         rest = [other for other in range(3) if other != axis]
-        if axis > 0 and shape[rest[0]] * spacing[rest[0]] < SLIVER * shape[rest[1]] * spacing[rest[1]]:
+        if axis > 0 and valid.shape[rest[0]] * spacing[rest[0]] < SLIVER * valid.shape[rest[1]] * spacing[rest[1]]:
             continue
-        index = tuple(shape[axis] // 2 if other == axis else slice(None) for other in range(3))
+        count = valid.sum(axis=tuple(rest))
+        fullest = np.flatnonzero(count == count.max())
+        chosen = int(fullest[np.abs(fullest - valid.shape[axis] // 2).argmin()])
+        index = tuple(chosen if other == axis else slice(None) for other in range(3))
         planes.append((name, index, (spacing[rest[0]], spacing[rest[1]])))
     return planes
 
@@ -215,12 +239,10 @@ def draw_reconstructions(objective: MaskedObjective, batch: Batch, path: Path) -
     """
     device = next(objective.mae.parameters()).device
     made = objective.reconstruct(batch.to(device), batch.step)
-    title = caption(batch, objective.mask_ratio, objective.mae.spec.patch(batch.raw.ndim - 2))
-    # No more crops than rows: each gives at least one.
-    rows = pictures(batch, made, most_contrast(batch, ROWS))
-    planes = len(rows) // min(ROWS, len(batch))
-    rows = pictures(batch, made, most_contrast(batch, ROWS // planes)) if planes > 1 else rows
-    draw(path, rows, title=title, unit=batch.channels[0].unit)
+    patch = objective.mae.spec.patch(batch.raw.ndim - 2)
+    # A crop gives one row or more; the first that do not fit any more are left out.
+    rows = pictures(batch, made, most_structure(batch, patch, ROWS))[:ROWS]
+    draw(path, rows, title=caption(batch, objective.mask_ratio, patch), unit=batch.channels[0].unit)
     return error_summary(batch, made)
 
 

@@ -71,12 +71,29 @@ def test_buckets_do_not_depend_on_the_order_of_rows(memory_index):
     assert forward == [len(one.channels) for one in make_buckets(memory_index.rows[::-1], config, MODALITIES)]
 
 
-def test_balance_moves_from_equal_pixels_to_equal_buckets(memory_index):
+def test_weights_share_out_the_steps_among_modalities(memory_index):
     memory_index.add(np.ones((2, 20, 20)))  # 400 valid
-    memory_index.add(np.ones((3, 60, 60)))  # 3600
-    found = make_buckets(memory_index.rows, DataConfig(crop_2d=(8, 8)), MODALITIES)
-    by_size = sorted(range(2), key=lambda place: found[place].areas.sum())
-    for balance, small in ((1.0, 0.1), (0.5, 0.25), (0.0, 0.5)):
-        assert shares(found, balance)[by_size[0]] == pytest.approx(small)
-        drawn = [draw_bucket(found, uniform, balance) for uniform in np.linspace(0, 1, 1000, endpoint=False)]
-        assert sum(bucket is found[by_size[0]] for bucket in drawn) / 1000 == pytest.approx(small, abs=2e-3)
+    memory_index.add(np.ones((3, 40, 30)))  # 1200
+    memory_index.add(np.ones((1, 4, 60, 60)), modality="ct")  # 14400
+    config = DataConfig(crop_2d=(8, 8), crop_3d=(2, 8, 8))
+    found = make_buckets(memory_index.rows, config, MODALITIES)
+
+    def share_of(weights: dict[str, float] | None) -> list[float]:
+        made = dict(
+            zip([(bucket.modality, len(bucket.channels)) for bucket in found], shares(found, weights), strict=True)
+        )
+        return [made[kind] for kind in (("landsat7", 2), ("landsat7", 3), ("ct", 1))]
+
+    assert share_of(None) == pytest.approx([0.025, 0.075, 0.9])
+    assert share_of({"landsat7": 1, "ct": 3}) == pytest.approx([0.0625, 0.1875, 0.75])
+    drawn = [draw_bucket(found, u, {"landsat7": 1, "ct": 3}).modality for u in np.linspace(0, 1, 1000, endpoint=False)]
+    assert drawn.count("ct") == pytest.approx(750, abs=2)
+
+
+@pytest.mark.parametrize("weights", [{"landsat7": 1.0}, {"landsat7": 1.0, "ct": 1.0, "mr": 1.0}])
+def test_weights_that_do_not_fit_the_archive_are_an_error(memory_index, weights):
+    memory_index.add(np.ones((2, 20, 20)))
+    memory_index.add(np.ones((1, 4, 60, 60)), modality="ct")
+    found = make_buckets(memory_index.rows, DataConfig(crop_2d=(8, 8), crop_3d=(2, 8, 8)), MODALITIES)
+    with pytest.raises(ConfigError, match=r"the archive holds \['ct', 'landsat7'\]; give each of these a weight"):
+        shares(found, weights)

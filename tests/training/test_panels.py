@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import OutputError
 from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality
@@ -15,7 +18,7 @@ from geomed_mae.training.panels import (
     caption,
     draw_reconstructions,
     error_summary,
-    most_contrast,
+    most_structure,
     pictures,
     shown_channels,
 )
@@ -53,11 +56,14 @@ def test_planes_that_are_slivers_are_left_out(objective, batches_of):
     assert [row.label for row in rows] == ["example 1 · row x column", "example 1 · slice x row"]
 
 
-def test_crops_are_chosen_by_the_contrast_of_the_image_alone(batches_of):
+def test_crops_are_chosen_by_the_structure_of_the_image_in_its_own_units(batches_of):
     batch = batches_of("landsat7", (16, 16), count=4)
-    for number, factor in enumerate((0.1, 5.0, 1.0, 3.0)):
-        batch.raw[number] *= factor
-    assert most_contrast(batch, 2) == [1, 3]
+    batch.raw[1, :, 8:] += 300  # a coast
+    batch.raw[3, :, :, 8:] += 200
+    batch.raw[0] = (batch.raw[0] - 70) * 1e4  # noise in large units
+    own = summarise(batch.raw[0].numpy(), batch.valid[0].numpy())
+    batch = replace(batch, statistics=(own, *batch.statistics[1:]))
+    assert most_structure(batch, (4, 4), 2) == [1, 3]
 
 
 def picture() -> Picture:
