@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,17 @@ def test_the_water_mask_is_the_sign_of_mndwi():
     index = (green - swir) / (green + swir)
     assert np.array_equal(water_mask(scene).array[0] > 0, index > 0)
     assert 0.1 < (index > 0).mean() < 0.6
+
+
+def test_the_session_in_the_readme_runs_as_it_is_written(done):
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    assert text.count("\n", 0, text.index("```python")) < 30, "the session belongs into the first 30 lines"
+    lines = re.search(r"```python\n(>>> .*?)```", text, re.S)[1].splitlines()
+    code = [line[4:] for line in lines if line.startswith(">>> ")]
+    assert len(code) == 6
+    script = "\n".join(code[:-1]).replace("demo/pretrain", str(done[0] / "pretrain"))
+    names: dict = {}
+    exec(script.replace("geomed_mae/demo_data/L7_ETMs.tif", str(SCENE)), names)
+    shown = eval(code[-1], names)
+    assert isinstance(shown, tuple) and all(-1 <= number <= 1 for number in shown)
+    assert re.fullmatch(r"\(-?[01]\.\d+, -?[01]\.\d+\)", lines[-1]), "the session ends in numbers"

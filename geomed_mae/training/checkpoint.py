@@ -99,7 +99,10 @@ def save(
             raise IntegrityError("it reads back incomplete")
         # Only now, with the new one safe on disk, may an old one go.
         for old in [present for present in steps_present(folder) if present < step][: -keep + 1 or None]:
-            shutil.rmtree(step_folder(folder, old))
+            # Renamed first: killed half-way through its deletion, it must not look like a checkpoint any more.
+            doomed = folder / f".{step_folder(folder, old).name}.deleted"
+            step_folder(folder, old).rename(doomed)
+            shutil.rmtree(doomed)
     except (OSError, IntegrityError) as error:
         needed = sum(map(len, files.values())) / 2**20
         detail = error.strerror if isinstance(error, OSError) and error.strerror else error
