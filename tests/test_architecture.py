@@ -141,3 +141,42 @@ def test_no_file_names_this_machine():
         if path.suffix in (".py", ".md", ".toml", ".yaml", ".txt", ".lock") and path.is_file():
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"(?<![\w.])/(?:wo" r"rk|ro" r"ot|far" r"m)/\w", text), file
+
+
+BLOCK = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+{code}
+"""
+
+
+def test_model_and_loop_import_with_torch_and_timm_alone():
+    """A GPU machine may have no more than these (and numpy, safetensors, jaxtyping)."""
+    blocked = sorted(HEAVY | {"jinja2", "tensorboard", "transformers"})
+    code = (
+        "import geomed_mae.models.mae, geomed_mae.models.encoder_folder\n"
+        "import geomed_mae.training.loop, geomed_mae.training.optim, geomed_mae.training.checkpoint\n"
+        "import geomed_mae.training.objective, geomed_mae.samples.batch"
+    )
+    script = BLOCK.format(blocked=blocked, code=code)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+def test_dicom_works_and_geotiff_names_its_extra_without_rasterio(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(100))
+    code = f"""
+import geomed_mae.cli
+from geomed_mae.readers import header_of
+from pathlib import Path
+found = header_of(Path({str(tmp_path / "a.tif")!r}))
+assert found.reason.name == "MISSING_EXTRA" and "pip install 'geomed-mae[geo]'" in found.detail, found
+import geomed_mae.readers.dicom
+"""
+    script = BLOCK.format(blocked=["rasterio"], code=code)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)

@@ -36,6 +36,14 @@ class FeatureGrid:
     geometry: Geometry
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(dim, [z,] y, x)."""
+        return self.array.shape
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype, copy=copy)
+
+    @property
     def valid(self) -> np.ndarray:
         """Bool ([z,] y, x): tokens that mean something."""
         return np.isfinite(self.array[0])

@@ -249,23 +249,27 @@ def draw_reconstructions(objective: MaskedObjective, batch: Batch, path: Path) -
 def error_summary(batch: Batch, made: Reconstruction) -> dict[str, dict[str, Any]]:
     """Return per channel `mean_absolute_error` with its `unit`, and `r_squared`, over asked pixels.
 
-    `r_squared` is 1 - squared error / squared deviation from each crop's own mean over the same pixels: 0 for a model
-    that knows every crop's mean and nothing else. A crop's arbitrary units cancel in it, and it is weighted by pixels.
+    `r_squared` is 1 - squared error / squared deviation from each crop's own mean, both summed over all crops: 0 for a
+    model that knows every crop's mean and nothing else. Each crop counts in units of its image's spread, so that
+    arbitrary units cancel, and flat crops, in which there is nothing to explain, weigh little.
     """
     result = {}
     for index, channel in enumerate(batch.channels):
-        absolute, count, ratio = 0.0, 0, 0.0
-        for image, answer, asked in zip(made.image[:, index], made.answer[:, index], made.asked[:, index], strict=True):
-            truth, error = image[asked].double(), (answer[asked] - image[asked]).double()
-            deviation = float((truth - truth.mean()).square().sum()) if len(truth) else 0.0
-            if deviation > 0:
-                absolute += float(error.abs().sum())
-                ratio += len(truth) * float(error.square().sum()) / deviation
-                count += len(truth)
-        if count:
+        absolute, count, squared, deviation = 0.0, 0, 0.0, 0.0
+        crops = zip(made.image[:, index], made.answer[:, index], made.asked[:, index], batch.statistics, strict=True)
+        for image, answer, asked, own in crops:
+            truth = image[asked].double()
+            if not len(truth):
+                continue
+            error, spread = answer[asked].double() - truth, own[index].spread
+            absolute += float(error.abs().sum())
+            count += len(truth)
+            squared += float(error.square().sum()) / spread**2
+            deviation += float((truth - truth.mean()).square().sum()) / spread**2
+        if deviation > 0:
             result[channel.name] = {
                 "mean_absolute_error": round(absolute / count, 4),
                 "unit": channel.unit,
-                "r_squared": round(1 - ratio / count, 4),
+                "r_squared": round(1 - squared / deviation, 4),
             }
     return result

@@ -11,7 +11,7 @@ import torch
 from geomed_mae.errors import ConfigError
 from geomed_mae.image import Channel, Image, PlaneGeometry, RasterGeometry, VolumeGeometry
 from geomed_mae.models.contract import ChannelContract, Contract
-from geomed_mae.models.pretrained import PretrainedEncoder, token_geometry
+from geomed_mae.models.pretrained import FeatureGrid, PretrainedEncoder, token_geometry
 
 RASTER = RasterGeometry(None, (10.0, 0.0, 500.0, 0.0, -20.0, 900.0), (20.0, 10.0))
 
@@ -121,3 +121,10 @@ def test_an_image_without_valid_patches_cannot_be_embedded(encoder, bands):
 
 def test_repr_says_what_it_is(encoder):
     assert repr(encoder) == "PretrainedEncoder(dim 48, depth 2, ct, mr, sentinel2-l2a)"
+
+
+def test_a_feature_grid_is_taken_for_an_array_where_one_is_wanted():
+    grid = FeatureGrid(np.arange(12, dtype=np.float32).reshape(3, 2, 2), RASTER)
+    assert grid.shape == (3, 2, 2)
+    assert np.array_equal(np.asarray(grid), grid.array)
+    assert np.asarray(grid, dtype=np.float64).dtype == np.float64

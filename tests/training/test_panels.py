@@ -125,3 +125,12 @@ def test_a_picture_that_cannot_be_written_is_an_output_error(objective, batches_
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"'x.png' cannot be written"):
         draw_reconstructions(objective, batches_of("ct", (4, 16, 16), count=1), tmp_path / "file" / "x.png")
+
+
+def test_a_flat_crop_does_not_decide_what_is_explained(objective, batches_of):
+    batch = batches_of("mr", (4, 16, 16))
+    batch.raw[1] = 500.0 + 1e-3 * batch.raw[1]  # water, air: a small error is a large multiple of its deviation
+    made = objective.reconstruct(batch, 0)
+    made.answer.copy_(made.image)
+    made.answer[1][made.asked[1]] += 1.0
+    assert error_summary(batch, made)["MR"]["r_squared"] > 0.99
