@@ -44,7 +44,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 lock:
-	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --constraint constraints.txt \
+	uv pip compile --quiet pyproject.toml --extra test --universal --python-version 3.11 --constraint constraints.txt \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 
 clean:
