@@ -126,15 +126,15 @@ def _tables(title: str, value: dict[str, Any]) -> list[Table]:
     """Return a nested dictionary as tables: the innermost dictionaries become rows, named by the way to them."""
     rows: dict[str, dict[str, Any]] = {}
 
-    def walk(name: str, node: dict[str, Any]) -> None:
+    def _walk(name: str, node: dict[str, Any]) -> None:
         plain = {key: entry for key, entry in node.items() if not isinstance(entry, dict)}
         if plain:
             rows[name] = plain
         for key, entry in node.items():
             if isinstance(entry, dict):
-                walk(f"{name} / {key}" if name else key, entry)
+                _walk(f"{name} / {key}" if name else key, entry)
 
-    walk("", value)
+    _walk("", value)
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for name, row in rows.items():
         groups.setdefault(tuple(row), {})[name] = row

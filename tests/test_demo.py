@@ -90,3 +90,14 @@ def test_the_session_in_the_readme_runs_as_it_is_written(done):
     shown = eval(code[-1], names)
     assert isinstance(shown, tuple) and all(-1 <= number <= 1 for number in shown)
     assert re.fullmatch(r"\(-?[01]\.\d+, -?[01]\.\d+\)", lines[-1]), "the session ends in numbers"
+
+
+@pytest.mark.slow
+def test_the_whole_demo_learns_and_keeps_its_time(tmp_path):
+    result = demo(tmp_path / "demo", say=print, progress=lambda items, what, total: items)
+    assert result["seconds"] < 300, "five minutes on two CPU cores is the promise"
+    assert result["loss_last"] < 0.6 * result["loss_first"]
+    errors = json.loads((tmp_path / "demo" / "pretrain" / "summary.json").read_text())["reconstruction_error"]
+    landsat = next(entry for name, entry in errors.items() if name.endswith("landsat7"))
+    assert min(band["r_squared"] for band in landsat.values()) > 0.1, "reconstructions know more than each crop's mean"
+    assert result["water"]["classes"]["water"]["iou"] > 0.85
