@@ -107,7 +107,7 @@ class ModelConfig(Section):
     decoder_depth: int = science(4, ge=1)
     """Number of decoder blocks."""
     mode: Literal["exact", "fast"] = science("exact")
-    """exact: the published objective. fast: decode a subset of masked patches with a cross-attention decoder."""
+    """exact: the published objective. fast (a cross-attention decoder of some masked patches) is not available yet."""
     mask_ratio: float = science(0.75, gt=0.0, lt=1.0)
     """Share of an image's valid patches hidden from the encoder."""
     target: Literal["patch_channel", "patch", "none"] = science("patch_channel")
@@ -166,7 +166,7 @@ class HeadConfig(Section):
     """The downstream head."""
 
     name: str = science("segment")
-    """Name of a module in geomed_mae/heads (segment, classify) or of an entry point."""
+    """Name of a module in geomed_mae/heads or of an entry point; classify is refused until its labels can be read."""
     classes: tuple[str, ...] = science(("background", "foreground"))
     """Class names in the order of their numbers."""
     frozen: bool = science(False)

@@ -187,7 +187,7 @@ def _results(scene: Image, mask: np.ndarray, prediction: np.ndarray, exported: d
     section = Section("Results", "The whole scene, and the exported encoder.")
     section.tiles = [
         ("pixels that agree with the label, whole scene", f"{(mask == water).mean():.2%}"),
-        ("largest difference of the timm export", f"{exported['largest_relative_difference']:.1e}"),
+        ("largest relative difference of the timm export", f"{exported['largest_relative_difference']:.1e}"),
     ]
     caption = (
         "Part of this scene was trained on: agreement here is no measure of quality; see the validation blocks above."
