@@ -23,6 +23,9 @@ OWNERS = {
     "rasterio": ("readers/geotiff", "writers/cog"),
     "pydicom": ("readers/dicom",),
     "nibabel": ("readers/nifti", "writers/nifti"),
+    "highdicom": ("readers/dicom", "writers/dicom"),
+    "pyogrio": ("readers/vector",),
+    "scipy": ("readers/",),
     "click": ("cli",),
 }
 NO_TORCH = ("archives", "readers", "modalities", "image", "config", "plugins", "errors", "safe_yaml", "scan", "inspect")

@@ -162,6 +162,7 @@ def scan_archive(
                 group=keyed(salt, "group", str(group)),
                 content=content_key(digest, salt),
                 flags=source.flags,
+                block=source.block,
             )
         )
     ledger = _account(found, kept, refusals, salt)

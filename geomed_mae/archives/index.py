@@ -27,7 +27,7 @@ from geomed_mae.image import Channel, Image
 from geomed_mae.readers import read
 from geomed_mae.readers.source import Source
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when an older index can no longer be read."""
 
 
@@ -48,6 +48,7 @@ class Row:
         group: keyed hash of the patient or scene: never split between training and test.
         content: keyed hash of the pixels.
         flags: notes, for example "ORDER_ASSUMED".
+        block: (rows, columns) of a raster's stored blocks, or None.
     """
 
     key: str
@@ -64,6 +65,7 @@ class Row:
     group: str
     content: str
     flags: tuple[str, ...]
+    block: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -82,6 +84,7 @@ class Row:
                 "spacing": None if spacing is None else tuple(spacing),
                 "footprint": None if footprint is None else tuple((lon, lat) for lon, lat in footprint),
                 "flags": tuple(data["flags"]),
+                "block": None if data["block"] is None else tuple(data["block"]),
             }
         )
 

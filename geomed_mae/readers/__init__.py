@@ -8,7 +8,7 @@ A reader is a module in this folder (or an entry point of group `geomed_mae.read
     header(path) -> Header | Refusal             one file, no pixels; must be picklable, runs in parallel
     group(headers, modalities) -> Survey         files that belong together become Sources
     read(source, window=None) -> Image           window: one slice a spatial axis, inside the image
-    read_labels(path, onto: Image) -> Labels     optional: class numbers on the grid of `onto`, by geometry
+    read_labels(path, onto: Image, query: LabelQuery) -> Labels      optional: labels on the grid of `onto`, by geometry
 
 `header`, `group` and `read` report what is wrong with data as Refusal or ReadError with a Reason, nothing else.
 Heavy packages are imported inside functions, so that listing readers needs none of them.
@@ -18,35 +18,34 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from geomed_mae.errors import MissingExtraError, ReadError, TooManyBadInputsError
 from geomed_mae.image import Image
 from geomed_mae.modalities import Modality, resolve_modalities
 from geomed_mae.plugins import load_plugin, plugin_names
+from geomed_mae.readers.labels import IGNORE, LabelQuery, Labels
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import check_regular, first_bytes, list_files, shown
 from geomed_mae.readers.source import Refusal, Source, Survey
 
+__all__ = [
+    "IGNORE",
+    "LabelQuery",
+    "Labels",
+    "header_of",
+    "nothing_usable",
+    "read",
+    "read_images",
+    "read_labels",
+    "reader",
+    "survey",
+]
+
 MARKER = "SUFFIXES"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Labels:
-    """Class numbers on an image's grid: `array` int16 ([Z,] Y, X), IGNORE where nothing is known."""
-
-    array: np.ndarray
-    names: tuple[str, ...] = ()
-
-
-IGNORE = -1
-"""Class number of pixels that no loss and no metric counts."""
 
 
 @cache
@@ -158,8 +157,10 @@ def nothing_usable(path: Path, refusals: Sequence[Refusal]) -> ReadError | TooMa
     return TooManyBadInputsError(f"none of the {len(refusals)} files in {path} can be used: {reasons}")
 
 
-def read_labels(path: Path, onto: Image) -> Labels:
-    """Read a label file as class numbers on the grid of `onto`, placed by geometry, never by array shape.
+def read_labels(path: Path, onto: Image, query: LabelQuery | None = None) -> Labels:
+    """Read a label file as labels on the grid of `onto`, placed by geometry, never by array shape.
+
+    `query` says which image this is and which classes are wanted; formats that store numbers need neither.
 
     Raises:
         ReadError: not a label format, or it does not overlap the image.
@@ -168,5 +169,5 @@ def read_labels(path: Path, onto: Image) -> Labels:
     head = first_bytes(resolved)
     for name, module in _readers().items():
         if hasattr(module, "read_labels") and module.sniff(resolved, head):
-            return reader(name).read_labels(resolved, onto)
+            return reader(name).read_labels(resolved, onto, query or LabelQuery())
     raise ReadError(f"{shown(path)} is not a label file that a reader knows", Reason.UNKNOWN_FORMAT.name)

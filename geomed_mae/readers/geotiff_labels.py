@@ -15,9 +15,9 @@ import numpy as np
 
 from geomed_mae.errors import ReadError
 from geomed_mae.image import Image, RasterGeometry
-from geomed_mae.readers import IGNORE, Labels
 from geomed_mae.readers.geotiff_open import opened, rasterio
 from geomed_mae.readers.geotiff_structure import nodata_value
+from geomed_mae.readers.labels import IGNORE, LabelQuery, Labels
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import shown
 
@@ -33,8 +33,8 @@ CHUNK_PIXELS = 1 << 18
 _ToLabel: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def read_labels(path: Path, onto: Image) -> Labels:
-    """Read the single band of integers at `path` as class numbers int16 (Y, X) on the grid of `onto`.
+def read_labels(path: Path, onto: Image, query: LabelQuery) -> Labels:
+    """Read the single band of integers at `path` as stored values int16 (Y, X) on the grid of `onto`.
 
     Pixels outside the label raster, at its nodata, or masked or transparent in it are IGNORE. A colour map is fine.
 

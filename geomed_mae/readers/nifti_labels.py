@@ -8,7 +8,7 @@ import numpy as np
 
 from geomed_mae.errors import ReadError
 from geomed_mae.image import Image, VolumeGeometry
-from geomed_mae.readers import IGNORE, Labels
+from geomed_mae.readers.labels import IGNORE, LabelQuery, Labels
 from geomed_mae.readers.nifti_file import Header, header, voxels
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import shown
@@ -17,8 +17,8 @@ GRID_TOLERANCE_MM = 1e-2
 """Two grids are one where no corner differs by more: affines are often stored as float32."""
 
 
-def read_labels(path: Path, onto: Image) -> Labels:
-    """Read class numbers int16 (Z, Y, X), placed on the grid of `onto` by coordinates; IGNORE outside the label map.
+def read_labels(path: Path, onto: Image, query: LabelQuery) -> Labels:
+    """Read stored values int16 (Z, Y, X), placed on the grid of `onto` by coordinates; IGNORE outside the label map.
 
     The two grids may be cropped, flipped or permuted against each other; nothing is resampled.
 

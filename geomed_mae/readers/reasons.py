@@ -24,6 +24,9 @@ class Reason(StrEnum):
     MODALITY_MISMATCH = "none of the chosen modalities fits"
     DUPLICATE = "the same bytes as another file"
     LABEL = "a label file, not an image"
+    CLASS_UNKNOWN = "a class that the recipe does not know"
+    HASH_MISMATCH = "its pixels are not those that were scanned"
+    METADATA = "metadata of a scene, read with its bands"
     MISSING_EXTRA = "the package that reads this format is not installed"
     # GeoTIFF
     NOT_TIFF = "not a TIFF by its first bytes"
@@ -35,6 +38,9 @@ class Reason(StrEnum):
     BAND_MISMATCH = "bands do not match the modality"
     BAD_TRANSFORM = "the transform is not invertible"
     NODATA_INVALID = "the declared nodata cannot occur in this pixel type"
+    SCENE_INCOMPLETE = "bands of a scene are missing or do not fit together"
+    BASELINE_UNKNOWN = "neither metadata nor data say whether the reflectance offset applies"
+    OFFSET_SUSPECT = "metadata and data disagree about the reflectance offset"
     UNIT_CONFLICT = "scale or offset disagrees with the modality"
     # DICOM and NIfTI
     NOT_DICOM = "not a DICOM file"
@@ -66,7 +72,9 @@ UNSUPPORTED = frozenset(
 )
 """Reasons that blame this tool's scope, not the file."""
 
-NOT_BAD = frozenset({Reason.UNKNOWN_FORMAT, Reason.NON_IMAGE, Reason.LABEL, Reason.DUPLICATE, Reason.LOCALIZER})
+NOT_BAD = frozenset(
+    {Reason.UNKNOWN_FORMAT, Reason.NON_IMAGE, Reason.LABEL, Reason.DUPLICATE, Reason.LOCALIZER, Reason.METADATA}
+)
 """Reasons outside the error budget: a healthy archive holds such files."""
 
 

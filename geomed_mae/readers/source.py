@@ -40,6 +40,10 @@ class Source:
         identity: private (kind, value) pairs that tie images of one subject together: ("patient", ...), ("study", ...),
             ("frame", ...). They reach keyed hashes only.
         flags: notes for the index, for example "ORDER_ASSUMED" when bands were named by their number alone.
+        block: (rows, columns) of a raster's stored blocks, the unit in which it decodes; None where there is none.
+        codec: name of the image codec that its pixels need (JPEG, JPEG 2000, LERC ...), "" for plain and losslessly
+            packed samples. Codecs are native code fed with unchecked bytes: such sources are decoded in a child process
+            at scan time and under a trainer (see `child`).
     """
 
     reader: str
@@ -52,6 +56,8 @@ class Source:
     geometry: Geometry
     identity: tuple[tuple[str, str], ...] = ()
     flags: tuple[str, ...] = ()
+    block: tuple[int, int] | None = None
+    codec: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values. They hold paths and identifiers: for private files only."""
@@ -71,6 +77,8 @@ class Source:
             "geometry": {"kind": kind, **geometry},
             "identity": [list(pair) for pair in self.identity],
             "flags": list(self.flags),
+            "block": None if self.block is None else list(self.block),
+            "codec": self.codec,
         }
 
     @classmethod
@@ -90,6 +98,7 @@ class Source:
                 "geometry": kind(**geometry),
                 "identity": tuple((pair[0], pair[1]) for pair in data["identity"]),
                 "flags": tuple(data["flags"]),
+                "block": None if data["block"] is None else tuple(data["block"]),
             }
         )
 
