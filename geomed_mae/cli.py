@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,9 @@ resume_option = click.option("--resume", is_flag=True, help="Continue the run in
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 
 
+SPLIT_OPTIONS = ("split", "split_shares", "split_seed", "block_km", "buffer_km", "exclude_unlocated")
+
+
 class Fraction(click.ParamType):
     """A share, written 1% or 0.01."""
 
@@ -113,7 +118,7 @@ def command(example: str) -> Callable[[Callable], click.Command]:
     """Register a command; its help ends with a working example."""
 
     def register(function: Callable) -> click.Command:
-        function.__doc__ = f"{function.__doc__}\n\nExample:\n\n\b\n    {example}"
+        function.__doc__ = f"{cleandoc(function.__doc__ or '')}\n\nExample:\n\n\b\n    {example}"
         return main.command(cls=Command)(function)
 
     return register
@@ -146,31 +151,56 @@ def doctor() -> None:
 @click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=EXISTING)
 @click.option("--out", type=ANY_PATH, required=True, help="Folder for the index.")
 @modality_option
-@click.option("--workers", default=1, show_default=True, help="Processes.")
-@click.option("--dask", metavar="URL", help="Address of a Dask scheduler (not available yet).")
+@click.option("--workers", type=click.IntRange(1), help="Decoding processes; default: one for each core, at most 16.")
+@click.option("--dask", metavar="URL", help="Address of a Dask scheduler, whose workers do the work instead.")
+@click.option("--verify", is_flag=True, help="Decode everything again and compare with the last scan into --out.")
 @click.option("--max-bad", type=Fraction(), default="1%", show_default=True, help="Largest share of bad files.")
-def scan(archives: Sequence[Path], out: Path, modality: Sequence[str], workers: int, dask: str, max_bad: float) -> None:
-    """Look at every file of an archive and write an index: images, statistics, and a line on each file."""
+@click.option("--split", type=click.Choice(["group", "block"]), help="Split by patient or scene, or by spatial blocks.")
+@click.option("--split-shares", metavar="LIST", help="80,10,10 (default) or 80,20, or names: train=80,test=20.")
+@click.option("--split-seed", type=int, help="Another seed, another split; default 0.")
+@click.option("--block-km", type=click.FloatRange(0.001), help="Side of a block; default 10.")
+@click.option("--buffer-km", type=click.FloatRange(0), help="Smallest distance between parts; default 2.")
+@click.option("--exclude-unlocated", is_flag=True, help="Leave images without a place out of a block split.")
+@click.option("--pictures/--no-pictures", default=True, help="Draw pictures beside the card; they show pixels.")
+def scan(archives: Sequence[Path], out: Path, workers: int | None, **how: Any) -> None:
+    """Look at every file of an archive and write an index: images, statistics, and a line on each file.
+
+    A scan that was stopped goes on where it was; a second one reads only what is new or has changed, and keeps the
+    split.
+    """
+    from geomed_mae.archives.splits import requested
     from geomed_mae.scan import scan as verb
 
-    if dask:
-        raise click.UsageError("--dask is not available yet; use --workers")
-    index = verb(archives, out, modality=modality, workers=workers, max_bad=max_bad, progress=_progress)
+    options = {name: how.pop(name) for name in SPLIT_OPTIONS}
+    how["split"] = requested(**options)
+
+    workers = workers or min(len(os.sched_getaffinity(0)), 16)
+    index = verb(archives, out, workers=workers, progress=_progress, **how)
     click.echo(index.ledger.summary(), err=True)
     _print(out)
 
 
-@command("geomed-mae inspect scene.tif")
+@command("geomed-mae inspect scene.tif --picture scene.png")
 @click.argument("path", type=EXISTING)
 @click.option("--modality", default="auto", show_default=True, help="Modality name or YAML file.")
+@click.option("--image", "only", type=int, metavar="N", help="Describe this image in full, counted from 1.")
+@click.option("--all", "full", is_flag=True, help="Describe all images in full; otherwise only up to four.")
+@click.option("--picture", type=ANY_PATH, help="Also write a PNG of the images described in full.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(path: Path, modality: str, as_json: bool) -> None:
-    """Show what is in a file or folder: geometry, channels, values."""
-    from geomed_mae.inspect import as_text
-    from geomed_mae.inspect import inspect as verb
+def inspect(path: Path, modality: str, picture: Path | None, as_json: bool, **which: Any) -> None:
+    """Show what is in a file, a folder or an INDEX: geometry, channels, values, a thumbnail."""
+    from geomed_mae import inspect as verb
 
-    found = verb(path, modality)
-    click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    if verb.is_index(path):
+        if picture or any(which.values()):
+            raise click.UsageError("an INDEX is summed up; --image, --all and --picture need raw files")
+        found = verb.describe_index(path)
+        click.echo(json.dumps(found, indent=2) if as_json else verb.index_as_text(found))
+        return
+    seen = verb.look_into(path, modality, **which)
+    if picture:
+        click.echo(f"picture: {verb.save_picture(seen, picture)}", err=True)
+    click.echo(json.dumps(list(seen.images), indent=2) if as_json else verb.as_text(seen))
 
 
 @command("geomed-mae pretrain pretrain_landsat7_tiny --archive scenes/ --out runs/a --set train.steps=50")

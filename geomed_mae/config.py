@@ -54,6 +54,8 @@ class DataConfig(Section):
     """Modalities that files may have: names, YAML files, or "auto". A single name may be given without a list."""
     channels: tuple[str, ...] | None = science(None)
     """Use only these channels, by name; None takes all that an image has. Images that lack one are an error."""
+    split: str | None = science(None)
+    """Use only the images of this part (train, validation, test) of the split that is stored with the index."""
     crop_2d: Pair | None = science(None)
     """Crop of rasters and planes in pixels (rows, columns); a multiple of model.patch_2d."""
     crop_3d: Triple | None = science(None)
@@ -62,9 +64,10 @@ class DataConfig(Section):
     """A pretraining crop with a smaller share of valid pixels is drawn again."""
     weights: dict[str, float] | None = science(None)
     """Relative shares of the steps that the modalities of a mixed archive get; None goes by their valid pixels."""
-    crops_per_read: int = science(4, ge=1)
-    """Neighbouring crops of one batch that are cut from one decoded window (of at most twice the crop): faster on large
-    compressed scenes, at the price of batches with fewer places in them. 1 draws every crop by itself."""
+    crops_per_read: int | None = science(None, ge=1)
+    """Neighbouring crops of one batch that are cut from the same decoded blocks: faster on large compressed scenes, at
+    the price of batches with fewer places in them. 1 draws every crop by itself; None is a quarter of the batch, at
+    most 16."""
     workers: int = speed(0, ge=0)
     """Loader processes; 0 loads in the main process. The samples are the same for any number."""
     cache_mb: int = speed(2048, ge=0)
@@ -175,15 +178,39 @@ class HeadConfig(Section):
     """Width of a convolutional head."""
 
 
+def _is_whole(key: Any) -> bool:
+    return isinstance(key, str) and key.removeprefix("-").isdecimal()
+
+
 class LabelConfig(Section):
     """How labels are read and split."""
 
-    values: dict[int, int] | None = science(None)
-    """Stored label value -> class number; None takes values as class numbers. Values not listed are ignored."""
+    values: dict[int | str, int] | None = science(None)
+    """Stored label value, or name in files that name their classes (DICOM SEG, RTSTRUCT, vectors) -> class number. None
+    takes values as class numbers, and names as those of head.classes. Values not listed are ignored, names left out."""
+    ignore: tuple[int, ...] = science(())
+    """Stored values that mean "not known", for example [255]; negative ones too."""
+    resample: Literal["nearest"] | None = science(None)
+    """nearest: put label volumes on another grid than their image's onto it; None refuses them."""
+    column: str | None = science(None)
+    """Attribute of vector label files that holds the class."""
+    key_column: str | None = science(None)
+    """Column of a CSV of classification labels that names the image (file, index key, identifier); None infers it."""
+    class_columns: tuple[str, ...] = science(())
+    """Columns of such a CSV that hold the class: one of names or numbers, or several of 0 and 1; () infers them."""
     validation: float = science(0.25, ge=0.0, lt=1.0)
     """Share of groups (patients, scenes) held out for validation."""
     block_px: int | None = science(None, ge=16)
     """With a single labelled scene: split it into square blocks of this many pixels instead of by scene."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _digits_are_numbers(cls, data: Any) -> Any:
+        # A resolved recipe is read back from JSON-like YAML, where every key is text.
+        if isinstance(data, dict) and isinstance(data.get("values"), dict):
+            keys = {key: int(key) if _is_whole(key) else key for key in data["values"]}
+            return {**data, "values": {keys[key]: number for key, number in data["values"].items()}}
+        return data
 
 
 class Recipe(Section):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from geomed_mae.archives.build import Progress, keep_apart, open_archive
-from geomed_mae.archives.labels import class_numbers, match_labels
+from geomed_mae.archives.label_values import label_query, target_of
+from geomed_mae.archives.labels import match_labels
 from geomed_mae.config import load_recipe
 from geomed_mae.heads.task_model import load_task_model
 from geomed_mae.heads.windows import whole_class_map
@@ -48,7 +49,7 @@ def evaluate(
     recipe = load_recipe(Path(run) / RECIPE)
     keep_apart(out_json, archive_paths)
     index = open_archive(archive_paths, [model.spec.modality])
-    matching = match_labels(index, Path(labels_path))
+    matching = match_labels(index, Path(labels_path), label_query(recipe.labels, model.classes))
     rows = [entry.row for entry in matching.labelled]
     trained_on.refuse_leak(index, rows)
     for row in rows:
@@ -57,7 +58,7 @@ def evaluate(
     scores = Scores(model.classes)
     work = matching.labelled
     for entry in work if progress is None else progress(work, "evaluate", len(work)):
-        truth = class_numbers(entry.stored, recipe.labels.values, model.classes)
+        truth = target_of(entry, recipe.labels, model.classes)
         scores.add(whole_class_map(model, index, entry.row), truth)
     result = {"verb": "evaluate", "labels": matching.counts(), **scores.summary()}
     out = Path(out_json)

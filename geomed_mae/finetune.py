@@ -21,7 +21,8 @@ from torch import Tensor
 from geomed_mae.archives.build import keep_apart, open_archive
 from geomed_mae.archives.identity import new_salt
 from geomed_mae.archives.index import Index, Row
-from geomed_mae.archives.labels import LabelledImage, block_split, class_numbers, match_labels
+from geomed_mae.archives.label_values import block_split, label_query, target_of
+from geomed_mae.archives.labels import LabelledImage, match_labels
 from geomed_mae.archives.splits import split_by_group
 from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError
@@ -85,8 +86,8 @@ def finetune(
     """
     _check_head(recipe)
     keep_apart(out, archive_paths)
-    index = open_archive(archive_paths, recipe.data.modality)
-    matching = match_labels(index, Path(labels_path))
+    index = open_archive(archive_paths, recipe.data.modality, part=recipe.data.split)
+    matching = match_labels(index, Path(labels_path), label_query(recipe.labels, recipe.head.classes))
     split = split_targets(matching.labelled, recipe)
     steps = LabelledSteps(index, split.train, recipe.data, seed=recipe.train.seed, batch_size=recipe.train.batch_size)
     torch.manual_seed(recipe.train.seed)
@@ -141,7 +142,10 @@ def _check_head(recipe: Recipe) -> None:
     if recipe.head is None:
         raise ConfigError("this recipe pretrains; a fine-tuning recipe has a section `head`")
     if recipe.head.name == "classify":
-        raise ConfigError("classification labels are not available yet; use head.name: segment with label maps")
+        raise ConfigError(
+            "training on classification labels is not available yet (archives.class_labels.match_classes reads them); "
+            "use head.name: segment with label maps"
+        )
     if len(recipe.head.classes) < 2 or len(set(recipe.head.classes)) < len(recipe.head.classes):
         raise ConfigError(f"head.classes {list(recipe.head.classes)} must be two different names or more")
 
@@ -153,7 +157,7 @@ def split_targets(labelled: Sequence[LabelledImage], recipe: Recipe) -> Split:
         ConfigError: a label value without a class, or too few groups to split.
     """
     labels, seed = recipe.labels, recipe.train.seed
-    targets = [(entry.row, class_numbers(entry.stored, labels.values, recipe.head.classes)) for entry in labelled]
+    targets = [(entry.row, target_of(entry, labels, recipe.head.classes)) for entry in labelled]
     if labels.validation == 0:
         return Split(tuple(targets), (), "none")
     if labels.block_px is not None:

@@ -75,7 +75,7 @@ def pretrain(
     config, out = _pretraining(recipe), Path(out)
     keep_apart(out, archive_paths)
     options = {} if progress is None else {"progress": progress}
-    index = open_archive(archive_paths, recipe.data.modality, **options)
+    index = open_archive(archive_paths, recipe.data.modality, part=recipe.data.split, **options)
     train = recipe.train
     steps = Steps(index, recipe.data, seed=train.seed, batch_size=train.batch_size)
 

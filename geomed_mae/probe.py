@@ -20,7 +20,8 @@ import torch
 
 from geomed_mae.archives.build import Progress, keep_apart, open_archive
 from geomed_mae.archives.index import Index, Row
-from geomed_mae.archives.labels import LabelledImage, block_split, match_labels
+from geomed_mae.archives.label_values import block_split
+from geomed_mae.archives.labels import LabelledImage, match_labels
 from geomed_mae.archives.splits import split_by_group
 from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import ConfigError
@@ -105,6 +106,7 @@ def probe(
         "verb": "probe",
         "labels": matching.counts(),
         "label_values": classes,
+        **({"label_names": [matching.names[value] for value in classes]} if matching.names else {}),
         "held_out": unit,
         "scores": scores,
         "encoder_beats_floors": (scores["encoder"]["mean_r2"] or 0.0) > floor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,3 +162,74 @@ def patch(path: Path, old: bytes, new: bytes) -> Path:
         raise ValueError(f"{old!r} occurs {content.count(old)} times, or {new!r} is of another length")
     path.write_bytes(content.replace(old, new))
     return path
+
+
+def csa_header(tags: dict[str, Sequence[str]], *, version: int = 2) -> bytes:
+    """Return a Siemens CSA header of the tags, as its two versions are laid out; a tag without values has no items."""
+    items = {name: [*values, *[""] * (6 - len(values))] if values else [] for name, values in tags.items()}
+    made = b"SV10\4\3\2\1" if version == 2 else b""
+    made += struct.pack("<2I", len(items), 77)
+    shift = 6  # version 1 adds the number of a tag's items to every length
+    for name, values in items.items():
+        kind = b"IS" if values and values[0].isdecimal() else b"FD" if name.endswith("Vector") else b"SH"
+        made += struct.pack("<64si4s3i", name.encode(), len(tags[name]), kind, 3, len(values), 77)
+        for value in values:
+            content = value.encode() + b"\0" if value else b""
+            length = len(content)
+            if version == 2:
+                made += struct.pack("<4i", length, length, 77, length)
+            else:
+                made += struct.pack("<4i", length + shift, length, 77, length)
+            made += content + b"\0" * (-length % 4)
+    return made
+
+
+def protocol(centres: np.ndarray) -> bytes:
+    """Return a CSA series header of a protocol that lists the centres (n, 3) of slices in mm."""
+    lines = ["### ASCCONV BEGIN ###", f"sSliceArray.lSize   = {len(centres)}"]
+    for number, centre in enumerate(centres):
+        for axis, value in zip(("Sag", "Cor", "Tra"), centre, strict=True):
+            if value:
+                lines.append(f"sSliceArray.asSlice[{number}].sPosition.d{axis}  = {value:.9g}")
+    text = "\n".join([*lines, "### ASCCONV END ###"])
+    return csa_header({"MrPhoenixProtocol": [text]})
+
+
+def mosaic(
+    volume: np.ndarray, *, orientation: Sequence[float] = AXIAL, spacing: Sequence[float] = (1.5, 2.0), **tags: object
+) -> Dataset:
+    """Return a mosaic of a volume (slices, rows, columns) whose first slice's corner is at (10, 20, 30) mm.
+
+    Private tags: `images` (0019,100A), `csa` (0029,1010), `series_csa` (0029,1020), None to leave one out.
+    """
+    count, rows, columns = volume.shape
+    across = int(np.ceil(np.sqrt(count)))
+    sheet = np.zeros((across * rows, across * columns), volume.dtype)
+    for number, plane in enumerate(volume):
+        top, left = number // across * rows, number % across * columns
+        sheet[top : top + rows, left : left + columns] = plane
+    first, second = np.reshape(np.array(orientation), (2, 3))
+    shift = (across - 1) / 2 * (rows * spacing[0] * second + columns * spacing[1] * first)
+    private = {name: tags.pop(name, None) for name in ("images", "csa", "series_csa")}
+    made = dataset(
+        sheet,
+        **{
+            "Modality": "MR",
+            "Manufacturer": "SIEMENS",
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"],
+            "ImagePositionPatient": [f"{value:.10g}" for value in np.array([10.0, 20.0, 30.0]) - shift],
+            "ImageOrientationPatient": list(orientation),
+            "PixelSpacing": list(spacing),
+            "SpacingBetweenSlices": 3.5,
+            "SliceThickness": 3.0,
+        }
+        | tags,
+    )
+    if private["images"] is not None:
+        made.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", private["images"])
+    if private["csa"] is not None or private["series_csa"] is not None:
+        block = made.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+        for element, name in ((0x10, "csa"), (0x20, "series_csa")):
+            if private[name] is not None:
+                block.add_new(element, "OB", private[name])
+    return made

@@ -122,10 +122,20 @@ def test_a_missing_path_a_text_file_and_an_empty_folder(tmp_path):
     assert "holds no files" in empty.stderr
 
 
-def test_what_is_not_there_yet_says_so_with_exit_2(scene, tmp_path):
-    result = run("scan", scene, "--out", tmp_path / "index", "--dask", "tcp://localhost:8786")
+def test_a_cluster_that_does_not_answer_is_a_usage_error(scene, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("geomed_mae.archives.workers.CONNECT_SECONDS", 0.5)
+    result = run("scan", scene, "--out", tmp_path / "index", "--dask", "tcp://127.0.0.1:9")
     assert result.exit_code == 2
-    assert "not available yet" in result.stderr
+    assert "error: no Dask scheduler answers at 'tcp://127.0.0.1:9'" in result.stderr
+
+
+def test_scan_verifies_what_it_scanned_before(scene, tmp_path):
+    index = tmp_path / "index"
+    early = run("scan", scene, "--out", index, "--modality", "landsat7", "--verify")
+    assert early.exit_code == 2 and "holds no earlier scan to compare with" in early.stderr
+    for how in ((), ("--verify",), ("--workers", 2)):
+        assert run("scan", scene, "--out", index, "--modality", "landsat7", *how).exit_code == 0
 
 
 def test_inspect_shows_geometry_and_channels(scene):

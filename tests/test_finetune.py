@@ -138,7 +138,7 @@ def test_the_split_is_the_same_whenever_the_archive_is_scanned(folder):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"head": {"name": "classify"}}, "classification labels are not available yet; use head.name: segment"),
+        ({"head": {"name": "classify"}}, "training on classification labels is not available yet"),
         ({"head": {"name": "segmet"}}, "'segmet' is not one of the heads: did you mean 'segment'"),
         ({"head": {"classes": ["water"]}}, r"head\.classes .* must be two different names or more"),
         ({"labels": {"values": {0: 0, 1: 5}}}, "labels.values leads to class 5"),

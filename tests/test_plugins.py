@@ -9,7 +9,7 @@ from geomed_mae.plugins import load_plugin, plugin_names
 
 
 def test_readers_are_found_by_their_marker_and_neighbours_are_not():
-    assert plugin_names("readers", marker="SUFFIXES") == ["dicom", "geotiff", "nifti"]
+    assert plugin_names("readers", marker="SUFFIXES") == ["dicom", "geotiff", "jp2", "nifti", "picture", "vector"]
 
 
 def test_exporters_are_found_by_their_function():

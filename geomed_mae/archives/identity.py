@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from geomed_mae.archives.components import Components
+from geomed_mae.archives.duplicates import near_duplicates
+from geomed_mae.archives.places import Ring, overlapping
 from geomed_mae.image import Image
 
 SALT_BYTES = 32
@@ -27,7 +30,8 @@ def new_salt() -> bytes:
 
 def keyed(salt: bytes, *parts: str) -> str:
     """Return the keyed hash of `parts`, which are kept apart by their lengths."""
-    message = b"".join(len(raw).to_bytes(8, "little") + raw for raw in (part.encode("utf-8") for part in parts))
+    encoded = (part.encode("utf-8", "surrogateescape") for part in parts)
+    message = b"".join(len(raw).to_bytes(8, "little") + raw for raw in encoded)
     return hmac.new(salt, message, hashlib.sha256).hexdigest()[:KEY_HEX]
 
 
@@ -38,16 +42,20 @@ class PixelDigest:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._hash = hashlib.sha256(repr(tuple(shape)).encode())
+        self._shape = repr(tuple(shape)).encode()
+        self._channels = [(hashlib.sha256(), hashlib.sha256()) for _ in range(shape[0])]
 
     def add(self, image: Image) -> None:
-        """Take the next part; how an image is cut into parts must follow from its shape alone."""
-        self._hash.update(np.ascontiguousarray(image.array).data)
-        self._hash.update(np.packbits(np.broadcast_to(image.valid, image.array.shape)).data)
+        """Take the next part: whole rows, from the first on. Where an image is cut does not change its digest."""
+        valid = np.broadcast_to(image.valid, image.array.shape)
+        for (values, masks), plane, inside in zip(self._channels, image.array, valid, strict=True):
+            values.update(np.ascontiguousarray(plane).data)
+            masks.update(np.packbits(inside, axis=-1).data)
 
     def hex(self) -> str:
         """Return the digest."""
-        return self._hash.hexdigest()
+        parts = (part.digest() for pair in self._channels for part in pair)
+        return hashlib.sha256(self._shape + b"".join(parts)).hexdigest()
 
 
 def content_key(digest: str, salt: bytes) -> str:
@@ -61,16 +69,38 @@ def connected_groups(identities: Sequence[Iterable[tuple[str, str]]]) -> list[in
     One study under two patient numbers, or one frame of reference under two studies, is one subject
     (RSNA anonymizer issue 18). Entries without identity are groups of their own.
     """
-    parent = list(range(len(identities)))
-
-    def find(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
+    components = Components(len(identities))
     first: dict[tuple[str, str], int] = {}
     for node, pairs in enumerate(identities):
         for pair in pairs:
-            parent[find(node)] = find(first.setdefault(pair, node))
-    return [find(node) for node in range(len(identities))]
+            components.join(node, first.setdefault(pair, node))
+    return components.numbers()
+
+
+def groups(
+    identities: Sequence[Iterable[tuple[str, str]]],
+    footprints: Sequence[Ring | None],
+    digests: Sequence[str],
+    hashes: Sequence[str],
+) -> list[int]:
+    """Return a group number per image: what may never be on two sides of a split has the same.
+
+    Images belong together that share an identity pair (patient, study, frame of reference, file), have the same pixels,
+    look the same, or overlap on the ground (other dates of one place, neighbouring scenes); directly or through others.
+
+    Args:
+        identities: private (kind, value) pairs of each image, as `Source.identity`.
+        footprints: corners (longitude, latitude) or None, as `Row.footprint`.
+        digests: of `PixelDigest`.
+        hashes: of `duplicates.PerceptualHash`, "" where there is none.
+
+    Raises:
+        MissingExtraError: there are footprints to compare and shapely is not installed.
+    """
+    looks = near_duplicates(hashes)
+    places = overlapping(footprints)
+    tied = [
+        [*pairs, ("pixels", digest), ("looks", str(look)), *([] if place is None else [("place", str(place))])]
+        for pairs, digest, look, place in zip(identities, digests, looks, places, strict=True)
+    ]
+    return connected_groups(tied)

@@ -1,9 +1,8 @@
-"""Which label file belongs to which image, and what its numbers mean.
+"""The labels of the images of an archive, read and placed.
 
-A label file is matched by name when its stem is that of exactly one image (a series of files goes by its folder's
-name), and then still placed and checked by geometry; otherwise by geometry alone: it belongs to every image that it
-overlaps. An image that two label files could belong to is refused, never guessed. Array shapes decide nothing.
-
+`label_pairs` says which files could belong to which images; here they are read onto the images' grids; `label_values`
+turns stored values into class numbers. An image that
+two label files could belong to is refused, never guessed, unless both name what they outline and name different things.
 File names occur in error messages only; they reach no output.
 """
 
@@ -11,33 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from geomed_mae.archives.index import Index, Row
+from geomed_mae.archives.label_pairs import NOT_LABELS, LabelFile, Pairs, Tie, pair
 from geomed_mae.errors import ConfigError, ReadError
-from geomed_mae.image import Image
-from geomed_mae.readers import IGNORE, read_labels
+from geomed_mae.readers import IGNORE, LabelQuery, Labels, read_labels_guarded
+from geomed_mae.readers.labels import BACKGROUND, shown_name
 from geomed_mae.readers.reasons import Reason
-from geomed_mae.readers.regular import list_files, shown
-
-COMPRESSED = (".gz",)
-"""Endings that are taken off before the stem: scan.nii.gz has the stem "scan"."""
-
-NOT_LABELS = frozenset(
-    reason.name
-    for reason in (
-        Reason.UNKNOWN_FORMAT,
-        Reason.NOT_REGULAR,
-        Reason.EMPTY,
-        Reason.BAND_MISMATCH,
-        Reason.DTYPE_UNSUPPORTED,
-        Reason.NON_IMAGE,
-    )
-)
-"""Reasons for which a file beside the labels is no label map at all: a README, a style file, an image."""
+from geomed_mae.readers.regular import shown
 
 ELSEWHERE = Reason.BAD_GEOMETRY.name
 """Reason for which a label map does not belong to an image. Any other one means damage, and is an error."""
@@ -45,10 +29,19 @@ ELSEWHERE = Reason.BAD_GEOMETRY.name
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImage:
-    """A row of an index and its stored label values, int16 ([slices,] rows, columns), IGNORE where none are known."""
+    """A row of an index and its labels, int16 ([slices,] rows, columns), IGNORE where none are known.
+
+    Attributes:
+        row: the image.
+        stored: stored values, or class numbers where `named`.
+        named: whether the file named its classes, so that `stored` needs no mapping.
+        place: label file and image as messages may name them, and nothing else.
+    """
 
     row: Row
     stored: np.ndarray
+    named: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,151 +53,213 @@ class Matching:
         images_without: images that no label file belongs to.
         files_without: label files that belong to no image.
         files_other: files that are no label files.
+        names: class names in the order of their numbers, where the files named their classes.
+        found: what readers counted on the way, for example "label_voxels_outside_image".
     """
 
     labelled: tuple[LabelledImage, ...]
     images_without: int
     files_without: int
     files_other: int
+    names: tuple[str, ...] = ()
+    found: Mapping[str, int] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """Return the counts, for summaries."""
+        """Return the counts, for summaries; what was found on the way only where there was any."""
         return {
             "images_labelled": len(self.labelled),
             "images_without_labels": self.images_without,
             "label_files_without_image": self.files_without,
             "other_files": self.files_other,
+            **{name: count for name, count in sorted(self.found.items()) if count},
         }
 
 
-def stem_of(paths: Sequence[Path]) -> str:
-    """Return the name by which an image's files are matched: the file's stem, or the folder's name of a series."""
-    if len(paths) > 1:
-        return paths[0].parent.name
-    name = paths[0]
-    return (name.with_suffix("") if name.suffix.lower() in COMPRESSED else name).stem
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """The labels of one file on one image."""
+
+    file: LabelFile
+    row: Row
+    labels: Labels
 
 
-def match_labels(index: Index, labels: Path) -> Matching:
-    """Match the label files in `labels` (a file or a folder, searched through recursively) to images.
+def match_labels(index: Index, labels: Path, query: LabelQuery | None = None) -> Matching:
+    """Match the label files in `labels` (a file or a folder, searched through recursively) to images, and read them.
 
-    The labels of all matched images are kept in memory, two bytes a pixel.
+    The labels of all matched images are kept in memory, two bytes a pixel. No image's pixels are read.
+
+    Args:
+        index: images; `labels` may lie inside their folders.
+        labels: file or folder.
+        query: what is wanted of files that name their classes; None numbers all names that occur.
 
     Raises:
         ConfigError: no label file belongs to any image, or an image has several; the message says what to do.
-        ReadError: a label file has an image's name but does not lie on it, or does not decode.
+        ReadError: a label file names an image but does not lie on it, has a class that is not known, or does not
+            decode; the message names the label file and the image.
     """
-    files = list(list_files(Path(labels)))
-    names = {row.key: stem_of(index.paths(row.key)) for row in index.rows}
-    times_image, times_file = Counter(names.values()), Counter(stem_of([path]) for path in files)
-    by_stem = {stem_of([path]): path for path in files}
-    found: dict[str, LabelledImage] = {}
-    used: set[Path] = set()
-    for row in index.rows:
-        name = names[row.key]
-        if times_image[name] == 1 and times_file[name] == 1:
-            found[row.key] = LabelledImage(row, read_labels(by_stem[name], index.read(row.key)).array)
-            used.add(by_stem[name])
-    others = _Others([path for path in files if path not in used])
-    for row in index.rows:
-        if row.key not in found and (match := others.match(index, row)):
-            found[row.key] = match
+    query = query or LabelQuery()
+    pairs = pair(index, Path(labels))
+    reading = _Reading(index, query, pairs)
+    found: dict[str, list[_Read]] = {}
+    for file, (tie, rows) in pairs.ties.items():
+        for one in reading.read(file, tie, rows):
+            found.setdefault(one.row.key, []).append(one)
+    _refuse_ambiguous(index, found, reading.by_place)
     if not found:
-        why = f" ({others.last})" if others.last else ""
+        why = f" ({reading.last})" if reading.last else ""
+        files = pairs.other + pairs.elsewhere + len(pairs.ties)
         raise ConfigError(
-            f"none of the {len(files)} files in '{labels}' is a label map that lies on one of the {len(index.rows)} "
+            f"none of the {files} files in '{labels}' is a label map that lies on one of the {len(pairs.rows)} "
             f"images{why}; give label maps an image's name and its coordinates"
         )
-    labelled = tuple(found[row.key] for row in index.rows if row.key in found)
-    elsewhere, other = others.count(index)
-    return Matching(labelled, len(index.rows) - len(found), elsewhere, other)
+    names = query.classes or _all_names(found)
+    labelled = tuple(_merged(index, found[row.key], names, query) for row in pairs.rows if row.key in found)
+    _refuse_nothing_named(labelled, query)
+    return Matching(
+        labelled,
+        images_without=len(pairs.rows) - len(labelled),
+        files_without=pairs.elsewhere + reading.elsewhere,
+        files_other=pairs.other + reading.other,
+        names=names if any(entry.named for entry in labelled) else (),
+        found=reading.counts,
+    )
 
 
-class _Others:
-    """Files that no image's name is given to: matched by geometry alone."""
+class _Reading:
+    """Reads label files onto images; counts those that turn out to be no labels, or to lie elsewhere."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files, self.given = list(files), len(files)
-        self.used: set[Path] = set()
-        self.tried: set[Path] = set()
+    def __init__(self, index: Index, query: LabelQuery, pairs: Pairs) -> None:
+        self._index, self._query, self._pairs = index, query, pairs
+        self.other = self.elsewhere = 0
         self.last = ""
+        self.by_place: dict[LabelFile, list[Row]] = {}
+        self.counts: Counter[str] = Counter()
 
-    def read(self, path: Path, image: Image) -> np.ndarray | None:
-        """Return stored labels on the image, None if there are none; a file that is no label map is not tried again."""
-        self.tried.add(path)
+    def read(self, file: LabelFile, tie: Tie, rows: Sequence[Row]) -> list[_Read]:
+        """Return the labels of a file on each of the rows that it lies on.
+
+        Raises:
+            ReadError: damage, an unknown class, or a file that names images and lies on none of them.
+        """
+        found: list[_Read] = []
+        failed: ReadError | None = None
+        # Where every image has its labels, only trying tells a label map from an image that lies there, too.
+        for row in rows or self._pairs.rows[:1]:
+            try:
+                labels = self._labels(file, row)
+            except ReadError as error:
+                if tie is Tie.PLACE and error.reason in NOT_LABELS:
+                    self.other += 1
+                    self.last = str(error)
+                    return []
+                if error.reason != ELSEWHERE:
+                    raise
+                failed = failed or error
+                continue
+            if rows and (tie is not Tie.PLACE or (labels.array != IGNORE).any()):
+                found.append(_Read(file, row, labels))
+        if failed is not None and not found and tie is not Tie.PLACE:
+            raise failed
+        self.last = str(failed or self.last)
+        self.elsewhere += not found
+        if tie is Tie.PLACE:
+            self.by_place[file] = [one.row for one in found]
+        for one in found:
+            self.counts.update(dict(one.labels.counts))
+        return found
+
+    def _labels(self, file: LabelFile, row: Row) -> Labels:
+        query = replace(self._query, identity=self._index.identity(row.key))
         try:
-            return read_labels(path, image).array
+            return read_labels_guarded(file.path, self._index.outline(row.key), query)
         except ReadError as error:
-            if error.reason not in NOT_LABELS and error.reason != ELSEWHERE:
-                raise
-            self.last = str(error)
-            if error.reason in NOT_LABELS:
-                self.files.remove(path)
-            return None
-
-    def match(self, index: Index, row: Row) -> LabelledImage | None:
-        """Return the labels of the one file that lies on the image, or None."""
-        if not self.files:
-            return None
-        image = index.read(row.key)
-        read = [(path, self.read(path, image)) for path in list(self.files)]
-        matches = [(path, stored) for path, stored in read if stored is not None and (stored != IGNORE).any()]
-        if len(matches) > 1:
-            several = ", ".join(shown(path) for path, _ in matches[:3])
-            raise ConfigError(
-                f"{len(matches)} label files lie on the image {shown(index.paths(row.key)[0])} ({several}"
-                f"{' ...' if len(matches) > 3 else ''}); give each label file the name of its image"
-            )
-        if not matches:
-            return None
-        self.used.add(matches[0][0])
-        return LabelledImage(row, matches[0][1])
-
-    def count(self, index: Index) -> tuple[int, int]:
-        """Return how many files are label maps that lie elsewhere, and how many are no label maps."""
-        for path in [path for path in self.files if path not in self.tried]:
-            # Every image had labels by name: only trying it tells a label map from a README.
-            self.read(path, index.read(index.rows[0].key))
-        return len(self.files) - len(self.used), self.given - len(self.files)
+            raise ReadError(f"{error} (image {_image_name(self._index, row)})", error.reason) from None
 
 
-def class_numbers(stored: np.ndarray, values: Mapping[int, int] | None, classes: Sequence[str]) -> np.ndarray:
-    """Return class numbers, int16, of stored label values; IGNORE stays IGNORE.
+def _image_name(index: Index, row: Row) -> str:
+    return shown(index.paths(row.key)[0])
 
-    Args:
-        stored: int16 values as read.
-        values: stored value -> class number, values not listed become IGNORE; None takes values as class numbers.
-        classes: class names in the order of their numbers.
 
-    Raises:
-        ConfigError: a value or a number has no class; the keys to set are named.
+def _refuse_ambiguous(
+    index: Index, found: Mapping[str, Sequence[_Read]], by_place: Mapping[LabelFile, Sequence[Row]]
+) -> None:
+    """Refuse several files on one image, unless they name different classes, and a volume that fits several patients'.
+
+    Millimetres from some scanner's origin are no address: two heads lie at the same place. Map coordinates are one.
     """
-    if values is not None:
-        if wrong := sorted(number for number in values.values() if not 0 <= number < len(classes)):
+    for several in found.values():
+        if len(several) > 1 and not _different_names(several):
+            names = ", ".join(shown(one.file.path) for one in several[:3])
             raise ConfigError(
-                f"labels.values leads to class {wrong[0]}, but head.classes names 0 to {len(classes) - 1} "
-                f"({', '.join(classes)})"
+                f"{len(several)} label files lie on the image {_image_name(index, several[0].row)} ({names}"
+                f"{' ...' if len(several) > 3 else ''}); give each label file the name of its image"
             )
-        numbers = np.full(stored.shape, IGNORE, dtype=np.int16)
-        for value, number in values.items():
-            numbers[stored == value] = number
-        return numbers
-    present = np.unique(stored)
-    if stray := [int(value) for value in present if value != IGNORE and not 0 <= value < len(classes)]:
+    for file, rows in by_place.items():
+        volumes = [row for row in rows if row.geometry == "volume"]
+        if len({row.group for row in volumes}) > 1:
+            names = ", ".join(_image_name(index, row) for row in volumes[:3])
+            raise ConfigError(
+                f"the labels of {shown(file.path)} lie on {len(volumes)} images ({names}"
+                f"{' ...' if len(volumes) > 3 else ''}), and nothing else says whose they are; give the label file the "
+                "name of its image"
+            )
+
+
+def _different_names(several: Sequence[_Read]) -> bool:
+    """Say whether all files name their classes, and no class is in two of them."""
+    if not all(one.labels.names for one in several):
+        return False
+    present = Counter(
+        one.labels.names[number].casefold()
+        for one in several
+        for number in np.unique(one.labels.array)
+        if number != IGNORE and one.labels.names[number].casefold() != BACKGROUND
+    )
+    return all(times == 1 for times in present.values())
+
+
+def _all_names(found: Mapping[str, Sequence[_Read]]) -> tuple[str, ...]:
+    """Return the names of all files, the background first: files number them as they meet them."""
+    names: dict[str, str] = {}
+    for one in (one for several in found.values() for one in several):
+        for name in one.labels.names:
+            names.setdefault(name.casefold(), name)
+    rest = sorted(folded for folded in names if folded != BACKGROUND)
+    return (BACKGROUND, *(names[folded] for folded in rest)) if names else ()
+
+
+def _merged(index: Index, several: Sequence[_Read], names: Sequence[str], query: LabelQuery) -> LabelledImage:
+    """Return one image's labels; of several files that name their classes, the higher number lies on top."""
+    first = several[0]
+    files = ", ".join(shown(one.file.path) for one in several)
+    place = f"{files} (image {_image_name(index, first.row)})"
+    if not first.labels.names:
+        return LabelledImage(first.row, first.labels.array, False, place)
+    numbers = {name.casefold(): number for number, name in enumerate(names)}
+    background = query.background if query.classes else 0
+    merged = np.full(first.labels.array.shape, background, np.int16)
+    ignored = np.ones(merged.shape, dtype=bool)
+    for one in several:
+        table = np.array([numbers[name.casefold()] for name in one.labels.names], np.int16)
+        mapped = np.where(one.labels.array == IGNORE, np.int16(background), table[one.labels.array])
+        over = (mapped != background) & ((merged == background) | (mapped > merged))
+        merged[over] = mapped[over]
+        ignored &= one.labels.array == IGNORE
+    merged[ignored] = IGNORE
+    return LabelledImage(first.row, merged, True, place)
+
+
+def _refuse_nothing_named(labelled: Sequence[LabelledImage], query: LabelQuery) -> None:
+    """Refuse labels in files that name their classes when labels.values lists none of the names that occur."""
+    named = [entry for entry in labelled if entry.named]
+    if not named or query.values is None:
+        return
+    background = query.background
+    if not any(((entry.stored != IGNORE) & (entry.stored != background)).any() for entry in named):
         raise ConfigError(
-            f"label values {stray[:5]} have no class: head.classes names {len(classes)} "
-            f"({', '.join(classes)}); name more, or map values with labels.values, for example {{255: 1}}"
+            f"no class in {named[0].place} and the {len(named) - 1} label files beside it is in labels.values "
+            f"({', '.join(shown_name(key) for key in list(query.values)[:5])}), which maps the names in such files; "
+            "list them there, or leave labels.values out to find head.classes by their names"
         )
-    return stored
-
-
-def block_split(shape: Sequence[int], block_px: int, fraction: float, seed: int) -> np.ndarray:
-    """Return bool of `shape`: True in the blocks held out for validation, about `fraction` of the area.
-
-    Blocks of `block_px` pixels a side lie like the fields of a checkerboard; every n-th diagonal is held out, n being
-    1 / fraction rounded (2 is the checkerboard itself) and the first one the seed's. Neighbouring blocks are correlated
-    (Ploton et al. 2020, s41467-020-18321-y): scores on them are optimistic, and say less than those on another scene.
-    """
-    period = max(2, round(1 / fraction))
-    diagonal = sum(np.ogrid[tuple(slice(size) for size in shape)][axis] // block_px for axis in range(len(shape)))
-    return np.broadcast_to(diagonal % period == seed % period, tuple(shape))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from geomed_mae.archives.identity import keyed
 from geomed_mae.errors import IntegrityError
 from geomed_mae.readers.reasons import NOT_BAD, Reason, status
+from geomed_mae.readers.regular import shown
+from geomed_mae.readers.source import Refusal, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +90,46 @@ class Ledger:
         lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
         records = (json.loads(line) for line in lines)
         return cls(tuple(Entry(**{**record, "images": tuple(record["images"])}) for record in records))
+
+
+def account(
+    found: Sequence[tuple[Path, Path]], kept: Mapping[str, Source], refusals: Sequence[Refusal], salt: bytes
+) -> Ledger:
+    """Give every file exactly one line.
+
+    Args:
+        found: each file as it was listed and as readers name it, with links resolved.
+        kept: image key -> its Source.
+        refusals: by either name; the first one of a file counts.
+        salt: of the keyed hashes.
+    """
+    used: dict[Path, list[str]] = {}
+    for key, source in kept.items():
+        for path in dict.fromkeys(source.files):
+            used.setdefault(path, []).append(key)
+    refused: dict[Path, Refusal] = {}
+    for refusal in refusals:
+        refused.setdefault(refusal.path, refusal)
+    entries = []
+    for path, real in found:
+        file = keyed(salt, "file", str(path))
+        # What was said of a link itself (a repetition, a way out) stands before what was said of the file it leads to.
+        refusal = refused.get(path) or refused.get(real)
+        if real in used and (path == real or path not in refused):
+            # One file may hold several images (time points, stacks): those that were refused are told here.
+            detail = f"also refused: {refusal.reason.name}" if refusal else ""
+            entries.append(Entry(file, "used", images=tuple(used[real]), detail=detail))
+        elif refusal is None:
+            # A reader outside this package may lose a file; the ledger does not.
+            lost = "no reader says what became of it, which is a bug"
+            entries.append(Entry(file, status(Reason.MALFORMED), Reason.MALFORMED.name, detail=lost))
+        else:
+            detail = _without_names(refusal.detail, path, real)
+            entries.append(Entry(file, status(refusal.reason), refusal.reason.name, detail=detail))
+    return Ledger(tuple(entries))
+
+
+def _without_names(detail: str, *paths: Path) -> str:
+    for path in paths:
+        detail = detail.replace(str(path), "").replace(shown(path), "the file").replace(path.name, "the file")
+    return detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +61,19 @@ def summarise(array: np.ndarray, valid: np.ndarray) -> tuple[ChannelStatistics, 
     return running.result()
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of one channel's valid pixels between `edges` (one more than there are counts), in physical units.
+
+    `every` is 1 where all pixels were counted, n where every n-th was (see MAX_SAMPLES). Values outside the edges are
+    not counted. A constant channel has one bin without width.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    every: int
+
+
 class Running:
     """Statistics of an image that is read part by part: memory does not grow with it.
 
@@ -93,6 +107,17 @@ class Running:
         """Return the statistics of all parts together."""
         return tuple(self._channel(number) for number in range(len(self._count)))
 
+    def histogram(self, channel: int, bins: int) -> Histogram:
+        """Return the histogram of a channel between its 0.5th and 99.5th percentile; call it after the last part."""
+        if not self._count[channel]:
+            return Histogram((0.0, 1.0), (0,), self._step)
+        values = np.concatenate(self._subsets[channel])
+        low, high = (float(value) for value in np.percentile(values, (_PERCENTILES[0], _PERCENTILES[-1])))
+        if not high > low:
+            return Histogram((low, high), (int(values.size),), self._step)
+        counts, edges = np.histogram(values.astype(np.float64), bins, (low, high))
+        return Histogram(tuple(map(float, edges)), tuple(map(int, counts)), self._step)
+
     def _channel(self, number: int) -> ChannelStatistics:
         count = int(self._count[number])
         if count == 0:
@@ -112,3 +137,52 @@ class Running:
             mean=float(mean),
             std=float(np.sqrt(max(square - mean * mean, 0.0))),
         )
+
+
+class BlockMeans:
+    """Means of an image over a coarse grid of cells, valid pixels only, fed part by part: thumbnails and what they see.
+
+    Parts come in order along the first spatial axis, each whole along the others. The cells do not depend on how the
+    image is cut into parts: cell k of g along an axis of n pixels begins at pixel floor(k * n / g).
+
+    Args:
+        channels: number of channels.
+        shape: spatial shape of the whole image.
+        grid: wanted number of cells per spatial axis; an axis with fewer pixels has one cell a pixel.
+    """
+
+    def __init__(self, channels: int, shape: Sequence[int], grid: Sequence[int]) -> None:
+        self.grid = tuple(min(cells, size) for cells, size in zip(grid, shape, strict=True))
+        self._starts = [np.arange(cells) * size // cells for cells, size in zip(self.grid, shape, strict=True)]
+        self._sums = np.zeros((channels, *self.grid))
+        self._counts = np.zeros((channels, *self.grid))
+        self._sizes = np.ones(self.grid)
+        for axis, (starts, size) in enumerate(zip(self._starts, shape, strict=True)):
+            sides = np.diff(np.append(starts, size)).reshape([-1 if axis == other else 1 for other in range(len(grid))])
+            self._sizes = self._sizes * sides
+        self._done = 0
+
+    def add(self, array: np.ndarray, valid: np.ndarray) -> None:
+        """Count the next part, (C, [Z,] Y, X) and a mask that is broadcastable to it."""
+        depth = array.shape[1]
+        rows = np.searchsorted(self._starts[0], np.arange(self._done, self._done + depth), side="right") - 1
+        starts = [np.flatnonzero(np.diff(rows, prepend=-1)), *self._starts[1:]]
+        self._done += depth
+        mask = np.broadcast_to(valid, (valid.shape[0], *array.shape[1:]))
+        # NaN times zero is NaN: invalid values are replaced, not multiplied away.
+        values = array if mask.all() else np.where(mask, array, np.float32(0))
+        place = (slice(None), rows[starts[0]])
+        self._sums[place] += _cell_sums(values, starts)
+        self._counts[place] += _cell_sums(mask, starts)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (means, share of valid pixels), float64 (C, *grid); the mean is NaN in cells without a valid pixel."""
+        with np.errstate(invalid="ignore"):
+            return self._sums / self._counts, self._counts / self._sizes
+
+
+def _cell_sums(values: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
+    """Sum (C, *S) over cells that begin at `starts` along each spatial axis, in float64."""
+    for axis in range(values.ndim - 1, 0, -1):
+        values = np.add.reduceat(values, starts[axis - 1], axis=axis, dtype=np.float64)
+    return values

@@ -5,7 +5,7 @@ A modality file says (see `rgb.yaml` for the shortest, `sentinel2_l2a.yaml` for 
     name            as recipes and `--modality` spell it
     title           one line for people
     geometry        raster | volume | plane
-    formats         readers that may carry it: geotiff, dicom, nifti ...
+    formats         readers that may carry it: geotiff, dicom, nifti, picture ...
     dicom           values of DICOM's Modality (0008,0060) that mean this modality
     unit            physical unit of every channel (a channel may override)
     scale, offset   stored value * scale + offset = physical value; applied where the file itself declares none
@@ -15,6 +15,8 @@ A modality file says (see `rgb.yaml` for the shortest, `sentinel2_l2a.yaml` for 
     noise_floor     physical standard deviation under which a patch is noise (targets are not blown up below it)
     flips           symmetries of the scene: y, x, z, rot90
     channels        list of name, aliases and physics; the order is the order of unnamed bands
+    bind            how series of one study become channels of one image, see `binding`
+    scene           how the band files of one scene are recognised, see `scene`
 
 Everything is data: adding a modality is adding a file here, or passing `--modality my_sensor.yaml`.
 """
@@ -29,6 +31,8 @@ from typing import Any
 
 from geomed_mae.errors import ConfigError, suggest
 from geomed_mae.image import Channel
+from geomed_mae.modalities.binding import Binding, parse_binding
+from geomed_mae.modalities.scene import SceneRule, parse_scene
 from geomed_mae.safe_yaml import read_yaml
 
 GEOMETRIES = ("raster", "volume", "plane")
@@ -78,6 +82,8 @@ class Modality:
     value_range: tuple[float, float] | None = None
     noise_floor: float = 0.0
     flips: tuple[str, ...] = ()
+    bind: Binding | None = None
+    scene: SceneRule | None = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -118,10 +124,12 @@ def parse_modality(path: Path) -> Modality:
     missing = [name for name in ("name", "title", "geometry", "formats", "unit", "normalise") if name not in data]
     if missing:
         raise ConfigError(f"{path.name}: missing field '{missing[0]}'")
-    channels, aliases = [], {}
+    channels, aliases, patterns = [], {}, {}
     for entry in data.get("channels") or ():
-        channel, names = _channel(entry, data["unit"], path)
+        channel, names = _channel({key: entry[key] for key in entry if key != "series"}, data["unit"], path)
         channels.append(channel)
+        if "series" in entry:
+            patterns[channel.name] = entry["series"]
         for name in (channel.name, *names):
             if aliases.setdefault(name.casefold(), channel.name) != channel.name:
                 raise ConfigError(f"{path.name}: the name '{name}' means two channels")
@@ -135,6 +143,8 @@ def parse_modality(path: Path) -> Modality:
                 "normalise": Normalisation(**data["normalise"]),
                 "value_range": tuple(data["value_range"]) if data.get("value_range") else None,
                 "channels": tuple(channels),
+                "bind": parse_binding(data.get("bind"), [channel.name for channel in channels], patterns, path.name),
+                "scene": parse_scene(data.get("scene"), path.name),
                 "aliases": aliases,
             }
         )

@@ -2,17 +2,29 @@
 
     dicom_file      open with limits: magic, transfer syntax, deflate, where the pixel data lies
     dicom_values    the whitelist of attributes, decoded from raw bytes
+    dicom_private   what vendors say in private attributes only
     dicom_header    one file's Header
+    dicom_frames    what differs from frame to frame, dicom_multiframe what tells frames apart
+    dicom_mosaic    mosaics of Siemens, cut by what dicom_csa finds in the private headers, and of UIH
     dicom_limits    not an image, too large, too short: refused before any decoder runs
     dicom_geometry  order along the normal, uniform runs, tilt, named tolerances
     dicom_repeats   time points, echoes and b-values of one series taken apart
     dicom_channels  the Channel, from the header's physics
+    dicom_select    which modality a file belongs to
+    dicom_duplicates  the same instance, or the same pixels, twice
     dicom_series    headers to Sources
-    dicom_pixels    decoding, padding, rescale
+    dicom_bind      series of one study as channels of one Image
+    dicom_elements  the walk over raw elements, without pydicom
+    dicom_spacing   pixel spacing of 2D images
+    dicom_suv       PET: standardised uptake values
+    dicom_lut       modality LUT and palettes
+    dicom_codestream  what compressed frames say of themselves, before they are decoded
+    dicom_pixels    decoding, padding, rescale, colour
+    dicom_labels    SEG (dicom_seg, dicom_seg_frames) and RTSTRUCT (dicom_rtstruct) onto the voxels of an image
+    dicom_text      names in the character set of their file
 
 An accepted volume puts every slice within `dicom_geometry.POSITION_TOLERANCE_MM` of the file's own position; gantry
 tilt stays in the affine as shear, nothing is resampled. Values are what the rescale of each slice's own file gives.
-Not read yet, and refused: Siemens mosaics, modality LUTs, palette colours, floating point pixel data.
 """
 
 from __future__ import annotations
@@ -25,14 +37,19 @@ import numpy as np
 from geomed_mae.errors import ReadError
 from geomed_mae.image import Image, VolumeGeometry
 from geomed_mae.modalities import Modality
+from geomed_mae.readers.dicom_bind import is_bound, read_bound
 from geomed_mae.readers.dicom_file import looks_like_dicom, open_dicom
 from geomed_mae.readers.dicom_geometry import POSITION_TOLERANCE_MM
 from geomed_mae.readers.dicom_header import Header, parse_header, read_header
+from geomed_mae.readers.dicom_labels import label_references, read_labels
+from geomed_mae.readers.dicom_mosaic import cut, tiled
 from geomed_mae.readers.dicom_pixels import codec_problem, decode
 from geomed_mae.readers.dicom_series import group_headers
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import check_regular
 from geomed_mae.readers.source import Refusal, Source, Survey, whole_window
+
+__all__ = ["Header", "group", "header", "label_references", "read", "read_labels", "sniff"]
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 EXTRA = "med"
@@ -65,28 +82,31 @@ def read(source: Source, window: tuple[slice, ...] | None = None) -> Image:
     """Read a Source, or a window of it; only the slices of the window are decoded.
 
     Returns:
-        an Image of one channel: (1, slices, rows, columns) in LPS for volumes, (1, rows, columns) for planes.
+        an Image: (1, slices, rows, columns) in LPS for volumes, (channels, slices, rows, columns) for bound series,
+        (1 or 3, rows, columns) for planes.
 
     Raises:
         ReadError: a file is gone, changed, or does not decode; the text names a slice's number, never a file.
     """
+    if is_bound(source):
+        return read_bound(source, window, read)
     volume = isinstance(source.geometry, VolumeGeometry)
     ranges = [(part.start, part.stop) for part in whole_window(window, source.shape)]
     planes = range(*ranges[0]) if volume else range(1)
     (top, bottom), (left, right) = ranges[-2:]
-    array = np.zeros((len(planes), bottom - top, right - left), dtype=np.float32)
-    valid = np.zeros(array.shape, dtype=bool)
+    array = np.zeros((len(source.channels), len(planes), bottom - top, right - left), dtype=np.float32)
+    valid = np.zeros((1, *array.shape[1:]), dtype=bool)
     for file, wanted in _by_file(source, planes).items():
         for plane, values, mask in _read_file(source, file, wanted):
-            array[plane - planes.start] = values[top:bottom, left:right]
-            valid[plane - planes.start] = mask[top:bottom, left:right]
+            array[:, plane - planes.start] = values[..., top:bottom, left:right]
+            valid[0, plane - planes.start] = mask[top:bottom, left:right]
     if not volume:
-        array, valid = array[0], valid[0]
+        array, valid = array[:, 0], valid[:, 0]
     geometry = source.geometry
     starts = [start for start, _ in ranges]
     return Image(
-        array=array[np.newaxis],
-        valid=valid[np.newaxis],
+        array=array,
+        valid=valid,
         channels=source.channels,
         geometry=geometry if not any(starts) else geometry.shifted(*starts),
         modality=source.modality,
@@ -118,13 +138,23 @@ def _read_file(
         raise ReadError(f"{place}: {Reason[error.reason].value}", error.reason) from None
     try:
         # The header is checked again: files change between indexing and reading, and limits must hold when they do.
-        opened = open_dicom(path, pixels=True)
-        found = parse_header(opened, path)
-        _check_unchanged(source, found, wanted)
-        frames = [frame for _, frame in wanted]
-        decoded = decode(opened, found, frames, invert=not isinstance(source.geometry, VolumeGeometry))
+        opened = open_dicom(path)
+        found = parse_header(opened)
+        _check_unchanged(source, tiled(found), wanted)
+        frames = [0] if found.mosaic else [frame for _, frame in wanted]
+        decoded = decode(
+            opened,
+            found,
+            frames,
+            invert=not isinstance(source.geometry, VolumeGeometry),
+            channels=len(source.channels),
+            factor=source.selector.get("factor", 1.0),
+        )
     except ReadError as error:
         raise ReadError(f"{place}: {error}", error.reason) from None
+    if found.mosaic:
+        sheets = decoded[0]
+        return [(plane, *(cut(sheet, found.mosaic, tile) for sheet in sheets)) for plane, tile in wanted]
     return [(plane, *pair) for (plane, _), pair in zip(wanted, decoded, strict=True)]
 
 

@@ -1,35 +1,24 @@
 """What one DICOM file says about itself, from a whitelist of attributes and without reading pixels.
 
-Attributes and their types: PS3.3 C.7.6.3 (image pixel), C.7.6.2 (image plane), C.7.6.16 (functional groups).
+Attributes and their types: PS3.3 C.7.6.3 (image pixel); for what differs from frame to frame see `dicom_frames`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from geomed_mae.errors import ReadError
-from geomed_mae.readers.dicom_file import EXPLICIT_BIG, PARSE_ERRORS, Opened, open_dicom, quiet
-from geomed_mae.readers.dicom_limits import MAX_FRAMES, check_kind, check_pixels
-from geomed_mae.readers.dicom_values import Values
+from geomed_mae.readers.dicom_file import NATIVE_SYNTAXES, PARSE_ERRORS, PIXEL_DATA, Opened, open_dicom
+from geomed_mae.readers.dicom_frames import Frame, frames_of, positive
+from geomed_mae.readers.dicom_limits import CLASS_MODALITIES, check_kind, check_pixels
+from geomed_mae.readers.dicom_lut import modality_table
+from geomed_mae.readers.dicom_mosaic import Mosaic, is_mosaic, read_mosaic
+from geomed_mae.readers.dicom_spacing import plane_spacing
+from geomed_mae.readers.dicom_suv import Pet, pet_of
+from geomed_mae.readers.dicom_values import LARGE, Values
 from geomed_mae.readers.reasons import Reason
-
-GROUPS = (
-    "FrameContentSequence",
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelMeasuresSequence",
-    "PixelValueTransformationSequence",
-    "MREchoSequence",
-    "MRTimingAndRelatedParametersSequence",
-    "MRModifierSequence",
-    "MRDiffusionSequence",
-    "MRImageFrameTypeSequence",
-    "CTImageFrameTypeSequence",
-)
-"""Functional groups that are looked into; a frame's own group stands before the shared one (PS3.3 C.7.6.16.1)."""
 
 REQUIRED = (
     "Rows",
@@ -43,43 +32,31 @@ REQUIRED = (
 )
 """Type 1 attributes of the image pixel module without which samples cannot be told apart."""
 
+REQUIRED_FLOAT = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
+"""The same for floating point pixel data (PS3.3 C.7.6.24)."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """One frame's place, rescale and what tells it from others at the same place. None is absent, NaN unreadable.
+SCOUT_OPTIONS = ("SCOUT", "SURVIEW", "TOPOGRAM", "SCANOSCOPE")
+"""How vendors call a scout in ScanOptions (0018,0022)."""
 
-    `position` in mm, `spacing` (row, column) in mm, times in ms, `b_value` in s/mm^2.
-    """
-
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    spacing: tuple[float, ...] | None
-    thickness_mm: float | None
-    slice_spacing_mm: float | None
-    slope: float
-    intercept: float
-    rescaled: bool
-    rescale_type: str
-    stack: str
-    frame_type: tuple[str, ...]
-    contrast: str
-    temporal: str
-    b_value: float | None
-    gradient: tuple[float, ...] | None
-    echo_time_ms: float | None
-    repetition_time_ms: float | None
-    inversion_time_ms: float | None
-    acquired: str
+NO_AGENT = frozenset({"", "NO", "NONE", "N", "N/A", "0", "NO CONTRAST", "WITHOUT"})
+"""Values of ContrastBolusAgent (free text) with which users say that there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The whitelist of one file. UIDs and patient identifiers are private: for grouping and keyed hashes only."""
+    """The whitelist of one file. UIDs and patient identifiers are private: for grouping and keyed hashes only.
+
+    `plane_spacing` is that of a 2D image (row, column) in mm; `padding` holds the words, or the floating point values,
+    between which pixels are padding; `factor` is (factor, unit) where rescaled values are multiplied once more, which
+    only a whole series can tell (see `dicom_suv`). `description` and `protocol` are free text: for choosing among
+    series, never to be shown or stored. Of a mosaic, sizes and the one frame are the sheet's (see `dicom_mosaic`).
+    """
 
     path: Path
     syntax: str
     flags: tuple[str, ...]
     modality: str
+    scout: bool
     sop_class: str
     sop_uid: str
     series_uid: str
@@ -96,24 +73,52 @@ class Header:
     high_bit: int
     signed: bool
     photometric: str
+    planar: int | None
+    floating: bool
     frames: tuple[Frame, ...]
     grouped: bool
-    imager_spacing: tuple[float, ...] | None
-    padding: tuple[int, int] | None
+    plane_spacing: tuple[float, ...] | None
+    padding: tuple[float, float] | None
     instance: int | None
     acquisition: str
     content_time: str
-    trigger_time: float | None
-    scanning: tuple[str, ...]
-    variant: tuple[str, ...]
-    flip_angle: float | None
     contrast_agent: bool
     tube_kv: float | None
     units: str
+    pet: Pet | None
+    series_number: str
+    description: str
+    protocol: str
+    kernel: str
+    cardiac_phase: float | None
+    reference_time: float | None
+    factor: tuple[float, str] | None = None
+    mosaic: Mosaic | None = None
+
+    @property
+    def coloured(self) -> bool:
+        """Whether pixels have a colour: three samples, or a palette."""
+        return self.samples == 3 or self.photometric == "PALETTE COLOR"
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """What tells series apart: their UID, wherever their files lie.
+
+        Beside the patient: de-identification has been seen to give all patients one UID. Without a UID number and
+        description are the best guess, and the folder where not even these and the study are known; geometry still
+        decides.
+        """
+        known = (self.modality, self.patient, self.study_uid)
+        if self.series_uid:
+            return *known, self.series_uid
+        folder = "" if self.study_uid and self.series_number else str(self.path.parent)
+        return *known, folder, self.series_number, self.description
 
     @property
     def dtype(self) -> str:
         """Numpy name of the stored samples."""
+        if self.floating:
+            return f"float{self.bits_allocated}"
         return f"{'' if self.signed else 'u'}int{self.bits_allocated}"
 
 
@@ -125,26 +130,28 @@ def read_header(path: Path) -> Header:
             TRUNCATED, DTYPE_UNSUPPORTED, BAD_RESCALE, DEFLATE_LIMIT; the text names attributes, never their contents
             where these could identify a person.
     """
-    return parse_header(open_dicom(path, pixels=False), path)
+    return parse_header(open_dicom(path))
 
 
-def parse_header(opened: Opened, path: Path) -> Header:
+def parse_header(opened: Opened) -> Header:
     """Turn an opened file into a Header, checked against the limits and the length of its pixel data.
 
     Raises:
         ReadError: as `read_header`.
     """
     try:
-        with quiet():
-            values = Values(opened.dataset, big=opened.syntax == EXPLICIT_BIG)
-            # The file meta's copy first: it is whole even where the file is cut soon after.
-            sop_class = str(opened.dataset.file_meta.get("MediaStorageSOPClassUID", "")) or values.text("SOPClassUID")
-            check_kind(sop_class, values.text("Modality").upper(), opened)
-            missing = [keyword for keyword in REQUIRED if not _present(values, keyword)]
-            if missing:
-                raise ReadError(f"{missing[0]} is missing", Reason.MISSING_TAG.name)
-            header = _header(values, opened, path, sop_class)
+        values = opened.values
+        # The file meta's copy first: it is whole even where the file is cut soon after.
+        sop_class = opened.meta_class or values.text("SOPClassUID")
+        check_kind(sop_class, values.text("Modality").upper(), opened)
+        required = REQUIRED if opened.pixel_tag == PIXEL_DATA else REQUIRED_FLOAT
+        missing = [keyword for keyword in required if not _present(values, keyword)]
+        if missing:
+            raise ReadError(f"{missing[0]} is missing", Reason.MISSING_TAG.name)
+        header = _header(values, opened, sop_class)
         check_pixels(header, opened)
+        if is_mosaic(header, values):
+            header = replace(header, mosaic=read_mosaic(header, open_dicom(header.path, wanted=LARGE).values))
         return header
     except PARSE_ERRORS as error:
         if isinstance(error, ReadError):
@@ -158,17 +165,25 @@ def _present(values: Values, keyword: str) -> bool:
     return values.whole(keyword) is not None
 
 
-def _header(values: Values, opened: Opened, path: Path, sop_class: str) -> Header:
+def _header(values: Values, opened: Opened, sop_class: str) -> Header:
     patient, issuer = values.text("PatientID"), values.text("IssuerOfPatientID")
-    padding = values.whole("PixelPaddingValue")
-    limit = values.whole("PixelPaddingRangeLimit")
+    floating = opened.pixel_tag != PIXEL_DATA
+    bits = _whole(values, "BitsAllocated")
+    signed = floating or _whole(values, "PixelRepresentation") == 1
     instance = values.number("InstanceNumber")
-    frames, grouped = _frames(values)
+    modality = values.text("Modality").upper() or CLASS_MODALITIES.get(sop_class, "")
+    frames, grouped = frames_of(values, floating=floating)
+    if any(frame.lut for frame in frames):
+        modality_table(values, signed=signed)
+    planar = values.whole("PlanarConfiguration")
+    if planar is None and _whole(values, "SamplesPerPixel") > 1 and opened.syntax in NATIVE_SYNTAXES:
+        raise ReadError("PlanarConfiguration is missing", Reason.MISSING_TAG.name)
     return Header(
-        path=path,
+        path=opened.path,
         syntax=opened.syntax,
         flags=opened.flags,
-        modality=values.text("Modality").upper(),
+        modality=modality,
+        scout=_is_scout(values),
         sop_class=sop_class,
         sop_uid=values.text("SOPInstanceUID"),
         series_uid=values.text("SeriesInstanceUID"),
@@ -180,26 +195,66 @@ def _header(values: Values, opened: Opened, path: Path, sop_class: str) -> Heade
         rows=_whole(values, "Rows"),
         columns=_whole(values, "Columns"),
         samples=_whole(values, "SamplesPerPixel"),
-        bits_allocated=_whole(values, "BitsAllocated"),
-        bits_stored=_whole(values, "BitsStored"),
-        high_bit=_whole(values, "HighBit"),
-        signed=_whole(values, "PixelRepresentation") == 1,
+        bits_allocated=bits,
+        bits_stored=bits if floating else _whole(values, "BitsStored"),
+        high_bit=bits - 1 if floating else _whole(values, "HighBit"),
+        signed=signed,
         photometric=values.text("PhotometricInterpretation").upper(),
+        planar=planar,
+        floating=floating,
         frames=frames,
         grouped=grouped,
-        imager_spacing=values.numbers("ImagerPixelSpacing"),
-        padding=None if padding is None else (padding, padding if limit is None else limit),
+        plane_spacing=plane_spacing(values, pixel_spacing=frames[0].spacing),
+        padding=_padding(values, floating=floating, bits=bits),
         instance=int(instance) if instance is not None and math.isfinite(instance) else None,
         acquisition=values.text("AcquisitionNumber"),
         content_time=values.text("ContentTime"),
-        trigger_time=values.number("TriggerTime"),
-        scanning=values.texts("ScanningSequence"),
-        variant=values.texts("SequenceVariant"),
-        flip_angle=values.number("FlipAngle"),
-        contrast_agent=bool(values.text("ContrastBolusAgent")),
-        tube_kv=_positive(values.number("KVP")),
-        units=values.text("Units").upper(),
+        contrast_agent=_has_agent(values),
+        tube_kv=positive(values.number("KVP")),
+        # Enhanced PET says by RescaleType what Units says elsewhere (PS3.3 C.8.22).
+        units=values.text("Units").upper() or (frames[0].rescale_type if modality == "PT" else ""),
+        pet=pet_of(values) if values.text("Units") else None,
+        series_number=values.text("SeriesNumber"),
+        description=values.text("SeriesDescription"),
+        protocol=values.text("ProtocolName"),
+        kernel=values.text("ConvolutionKernel"),
+        cardiac_phase=next(iter(values.floats("NominalPercentageOfCardiacPhase", 4) or ()), None),
+        reference_time=values.number("FrameReferenceTime"),
     )
+
+
+def _is_scout(values: Values) -> bool:
+    """Say whether an image is a scout by how it was acquired (PS3.3 C.8.15.3.2: tube at rest, table moving).
+
+    Captures of scouts say no more in ImageType that they are localizers.
+    """
+    return values.text("AcquisitionType").upper() == "CONSTANT_ANGLE" or any(
+        word in option for option in values.texts("ScanOptions") for word in SCOUT_OPTIONS
+    )
+
+
+def _has_agent(values: Values) -> bool:
+    """Say whether a contrast agent is named; enhanced objects do so in a sequence (PS3.3 C.7.6.4 and C.7.6.4b)."""
+    said = values.text("ContrastBolusAgent").upper()
+    return said not in NO_AGENT or bool(values.items("ContrastBolusAgentSequence"))
+
+
+def _padding(values: Values, *, floating: bool, bits: int) -> tuple[float, float] | None:
+    """Return the ends of the padding range (PS3.3 C.7.5.1.1.2): unsigned words, or floating point values."""
+    prefix = ("Float" if bits == 32 else "DoubleFloat") if floating else ""
+    ends: list[float] = []
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        if floating:
+            raw = values.raw(prefix + name)
+            found = values.floats(prefix + name, bits // 8) if raw else None
+            end = found[0] if found else None
+        else:
+            end = values.whole(name)
+        if end is not None:
+            ends.append(end)
+        elif not ends:
+            return None
+    return ends[0], ends[-1]
 
 
 def _whole(values: Values, keyword: str) -> int:
@@ -207,89 +262,3 @@ def _whole(values: Values, keyword: str) -> int:
     if value is None:
         raise ReadError(f"{keyword} is missing", Reason.MISSING_TAG.name)
     return value
-
-
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) and value > 0 else None
-
-
-def _frames(values: Values) -> tuple[tuple[Frame, ...], bool]:
-    """Return the frames, and whether functional groups describe them."""
-    count = 1
-    if "NumberOfFrames" in values and (text := values.text("NumberOfFrames")):
-        count = int(text) if text.isdecimal() and len(text) < 10 else 0
-        if count < 1:
-            raise ReadError("NumberOfFrames is not a positive number", Reason.BAD_FRAMES.name)
-    if count > MAX_FRAMES:
-        raise ReadError(f"{count} frames, the limit is {MAX_FRAMES}", Reason.TOO_LARGE.name)
-    per_frame = values.items("PerFrameFunctionalGroupsSequence")
-    if per_frame and len(per_frame) != count:
-        raise ReadError(f"{len(per_frame)} functional groups describe {count} frames", Reason.BAD_FRAMES.name)
-    if not per_frame:
-        return (_frame(values, {}),) * count, False
-    shared = _groups(values.items("SharedFunctionalGroupsSequence"))
-    return tuple(_frame(values, {**shared, **_groups([item])}) for item in per_frame), True
-
-
-def _groups(items: list[Values]) -> dict[str, Values]:
-    found = {}
-    for name in GROUPS:
-        inner = items[0].items(name) if items else []
-        if inner:
-            found[name] = inner[0]
-    return found
-
-
-def _frame(values: Values, groups: dict[str, Values]) -> Frame:
-    """Describe one frame from its functional groups, or from the top level where it has none."""
-
-    def at(group: str) -> Values:
-        return groups.get(group, values)
-
-    measures, content, rescale = (at(GROUPS[index]) for index in (3, 0, 4))
-    echo, timing, diffusion = at("MREchoSequence"), at("MRTimingAndRelatedParametersSequence"), at(GROUPS[8])
-    kind = groups.get("MRImageFrameTypeSequence") or groups.get("CTImageFrameTypeSequence") or values
-    directions = diffusion.items("DiffusionGradientDirectionSequence") or [diffusion]
-    slope, intercept = _rescale(rescale)
-    return Frame(
-        position=at("PlanePositionSequence").numbers("ImagePositionPatient"),
-        orientation=at("PlaneOrientationSequence").numbers("ImageOrientationPatient"),
-        spacing=measures.numbers("PixelSpacing"),
-        thickness_mm=_positive(measures.number("SliceThickness")),
-        slice_spacing_mm=_positive(measures.number("SpacingBetweenSlices")),
-        slope=slope,
-        intercept=intercept,
-        rescaled="RescaleSlope" in rescale,
-        rescale_type=rescale.text("RescaleType").upper(),
-        stack=content.text("StackID"),
-        frame_type=kind.texts("FrameType") or values.texts("ImageType"),
-        contrast=kind.text("AcquisitionContrast").upper(),
-        temporal=str(_first(content.whole("TemporalPositionIndex"), values.text("TemporalPositionIdentifier"))),
-        b_value=diffusion.double("DiffusionBValue"),
-        gradient=directions[0].doubles("DiffusionGradientOrientation"),
-        echo_time_ms=_first(_positive(echo.double("EffectiveEchoTime")), _positive(values.number("EchoTime"))),
-        repetition_time_ms=_positive(timing.number("RepetitionTime")),
-        inversion_time_ms=_first(
-            _positive(at("MRModifierSequence").double("InversionTimes")), _positive(values.number("InversionTime"))
-        ),
-        acquired=content.text("FrameAcquisitionDateTime")
-        or values.text("AcquisitionDateTime")
-        or values.text("AcquisitionDate") + values.text("AcquisitionTime"),
-    )
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-def _rescale(values: Values) -> tuple[float, float]:
-    """Return (slope, intercept) of PS3.3 C.11.1; identity where the file declares none."""
-    if "ModalityLUTSequence" in values and not values.text("RescaleSlope"):
-        raise ReadError("a modality LUT, which is not read, stands for the rescale", Reason.BAD_RESCALE.name)
-    pair = []
-    for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-        value = values.number(keyword) if keyword in values else default
-        if value is None or not math.isfinite(value) or (keyword == "RescaleSlope" and value == 0):
-            raise ReadError(f"{keyword} is not a usable number", Reason.BAD_RESCALE.name)
-        pair.append(value)
-    return pair[0], pair[1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from geomed_mae.readers.dicom_geometry import MIN_RUN
 from geomed_mae.readers.dicom_header import Frame, Header
 
 
@@ -35,19 +36,31 @@ STRONG_KEYS: tuple[Key, ...] = (
     lambda one: (one.frame.b_value, one.frame.gradient),
     lambda one: one.frame.echo_time_ms,
     lambda one: one.frame.inversion_time_ms,
-    lambda one: one.header.trigger_time,
+    lambda one: one.frame.trigger_ms,
+    lambda one: one.header.cardiac_phase,
+    lambda one: one.frame.indices,
     lambda one: one.frame.frame_type,
 )
-"""TemporalPosition, diffusion weighting, EchoTime, InversionTime, TriggerTime, ImageType or FrameType: each says what
-is different, and so tells even slices at one single position apart."""
+"""TemporalPosition, diffusion weighting, EchoTime, InversionTime, trigger time, cardiac phase, dimension indices or
+vectors, ImageType or FrameType: each says what is different, and so tells even slices at one single position apart."""
+
+SETTING_KEYS: tuple[Key, ...] = (
+    lambda one: one.header.kernel,
+    lambda one: one.header.tube_kv,
+    lambda one: one.frame.thickness_mm,
+)
+"""ConvolutionKernel, KVP, SliceThickness: several reconstructions in one series. Thick and thin slices share few
+positions, so parts that cover different ones are believed when none of them holds a position twice."""
 
 WEAK_KEYS: tuple[Key, ...] = (
     lambda one: one.header.acquisition,
+    lambda one: one.header.reference_time,
     lambda one: one.frame.acquired,
     lambda one: one.header.content_time,
 )
-"""AcquisitionNumber, acquisition time, ContentTime: they say only that something is different, which is enough between
-complete stacks and not enough for slices at one single position (bolus tracking, for example)."""
+"""AcquisitionNumber, FrameReferenceTime, acquisition time, ContentTime: they say only that something is different,
+which is enough between complete stacks and not enough for slices at one single position (bolus tracking, for example).
+"""
 
 
 def split_repeats(slices: Sequence[Slice], places: np.ndarray) -> tuple[list[list[Slice]], list[Slice]]:
@@ -65,9 +78,11 @@ def split_repeats(slices: Sequence[Slice], places: np.ndarray) -> tuple[list[lis
     if counts.max() == 1:
         return [list(slices)], []
     single = len(counts) == 1
-    for key in STRONG_KEYS if single else (*STRONG_KEYS, *WEAK_KEYS):
+    for key in (*STRONG_KEYS, *SETTING_KEYS) if single else (*STRONG_KEYS, *SETTING_KEYS, *WEAK_KEYS):
         parts = _parts(slices, key)
-        if len(parts) > 1 and _complete(parts, places, len(counts)):
+        if len(parts) == 1:
+            continue
+        if _complete(parts, places, len(counts)) or (key in SETTING_KEYS and _distinct(parts, places)):
             return _split_each(slices, places, parts)
     if not single and (ranks := _ranks(slices, places)) is not None:
         return [[slices[index] for index in np.flatnonzero(ranks == rank)] for rank in range(ranks.max() + 1)], []
@@ -97,6 +112,11 @@ def _complete(parts: list[list[int]], places: np.ndarray, count: int) -> bool:
     """Most parts cover all positions: an aborted last volume is allowed, a part per slice is not."""
     full = sum(len(set(places[part].tolist())) == count for part in parts)
     return 2 * full >= len(parts)
+
+
+def _distinct(parts: list[list[int]], places: np.ndarray) -> bool:
+    """Each part is a stack of its own, without a position that it holds twice."""
+    return all(len(part) >= MIN_RUN and len(set(places[part].tolist())) == len(part) for part in parts)
 
 
 def _split_each(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from geomed_mae.image import Channel
 from geomed_mae.modalities import Modality
@@ -60,7 +60,7 @@ class NoChoice:
 
 def choose(bands: Bands, candidates: Sequence[Modality]) -> Choice | NoChoice:
     """Choose the modality of a raster among `candidates` and name its bands."""
-    rasters = [m for m in candidates if m.geometry == "raster" and "geotiff" in m.formats]
+    rasters = [m for m in candidates if m.geometry == "raster" and not {"geotiff", "jp2"}.isdisjoint(m.formats)]
     named = [m for m in rasters if m.channels]
     unnamed = next((m for m in rasters if not m.channels), None)
     if not rasters:
@@ -81,7 +81,7 @@ def choose(bands: Bands, candidates: Sequence[Modality]) -> Choice | NoChoice:
 
 def _fits(bands: Bands, named: Sequence[Modality], *, open_ended: bool) -> list[Choice]:
     """Return the modalities that know every band by its description, or else by its colour."""
-    plausible = [m for m in named if not open_ended or _holds(m, bands.dtype)]
+    plausible = [m for m in named if not open_ended or (_holds(m, bands.dtype) and not _scenes_only(m))]
     # "band1", "band2" are names of Landsat's bands only where the user says that it is Landsat.
     if all(bands.names) and not (open_ended and bands.nameless):
         fits = [Choice(m, channels) for m in plausible if (channels := _channels(m, bands.names))]
@@ -100,6 +100,10 @@ def _holds(modality: Modality, dtype: str) -> bool:
     return dtype == "uint8" or not eight_bit
 
 
+def _scenes_only(modality: Modality) -> bool:
+    return modality.scene is not None and modality.scene.scenes_only
+
+
 def _channels(modality: Modality, names: Sequence[str | None]) -> tuple[Channel, ...]:
     """Return the channels called `names`, or () unless all are known and different."""
     found = [modality.channel(name) if name else None for name in names]
@@ -108,15 +112,20 @@ def _channels(modality: Modality, names: Sequence[str | None]) -> tuple[Channel,
 
 
 def _pick(fits: Sequence[Choice]) -> Choice | None:
-    """Choose among modalities that all know the bands, or None where the choice would change the numbers."""
+    """Choose among modalities that all know the bands, or None where the choice would change what the numbers mean."""
     if len(fits) == 1:
         return fits[0]
     closest = min(fits, key=lambda choice: len(choice.modality.channels))
     exact = [choice for choice in fits if len(choice.modality.channels) == len(choice.channels)]
-    scalings = {(c.modality.scale, c.modality.offset, c.modality.unit) for c in fits}
-    if len(scalings) == 1 or len(exact) == 1:
+    meanings = {(c.modality.scale, c.modality.offset, tuple(_physics(channel) for channel in c.channels)) for c in fits}
+    if len(meanings) == 1 or len(exact) == 1:
         return Choice(closest.modality, closest.channels, (MODALITY_AMBIGUOUS,))
     return None
+
+
+def _physics(channel: Channel) -> Channel:
+    """Return a channel without its name: what modalities call it differs."""
+    return replace(channel, name="")
 
 
 def _by_count(bands: Bands, named: Sequence[Modality]) -> Choice | NoChoice:
@@ -134,7 +143,9 @@ def _by_count(bands: Bands, named: Sequence[Modality]) -> Choice | NoChoice:
         unknown = [str(name) for name in bands.names if not (name and modality.channel(name))]
         names = ", ".join(channel.name for channel in modality.channels)
         return NoChoice(
-            Reason.BAND_MISMATCH, f"bands {', '.join(unknown) or described} are not bands of {modality.name}: {names}"
+            Reason.BAND_MISMATCH,
+            f"bands {', '.join(unknown) or described} are not bands of {modality.name}: {names}; correct the "
+            "file's band descriptions, give a modality file that has its bands, or use auto to take them as unnamed",
         )
     return NoChoice(
         Reason.BAND_MISMATCH,

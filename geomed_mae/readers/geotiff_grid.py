@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from geomed_mae.errors import ReadError
 from geomed_mae.image import RasterGeometry, degree_gsd_m
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers.geotiff_open import gdal_errors, rasterio
 from geomed_mae.readers.geotiff_structure import Structure
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import shown
@@ -25,13 +25,14 @@ SPHERE_RADIUS_M = 6378137.0
 
 
 def native_grid(dataset: DatasetReader, structure: Structure, path: Path) -> tuple[RasterGeometry, list[str]]:
-    """Return the native grid and flags about it (ROTATED, GCPS_IGNORED, CRS_UNREADABLE).
+    """Return the native grid and flags about it: ROTATED, GCPS_IGNORED, GRID_MISSING, CRS_UNREADABLE.
+
+    Control points are no grid, nor is a coordinate system alone: the grid is the pixels then, placed nowhere.
 
     Raises:
         ReadError: BAD_TRANSFORM when the transform is not finite or not invertible.
     """
-    rio = rasterio()
-    # Without georeferencing rasterio may hand out numbers that nobody has set.
+    # Without a grid rasterio may hand out numbers that nobody has set.
     grid = tuple(dataset.transform)[:6] if structure.georeferenced else (1, 0, 0, 0, 1, 0)
     transform = tuple(float(value) for value in grid)
     a, b, _, d, e, _ = transform
@@ -42,9 +43,11 @@ def native_grid(dataset: DatasetReader, structure: Structure, path: Path) -> tup
         flags.append("GCPS_IGNORED")
     try:
         crs = dataset.crs
+        if not structure.georeferenced:
+            return RasterGeometry(None, transform, None), [*flags, "GRID_MISSING"] if crs else flags
         wkt = crs.to_wkt() if crs else None
         gsd = _gsd_m(crs, transform, (dataset.height, dataset.width)) if crs else None
-    except rio.errors.CRSError:
+    except gdal_errors():
         return RasterGeometry(None, transform, None), [*flags, "CRS_UNREADABLE"]
     return RasterGeometry(wkt, transform, gsd), flags
 
@@ -86,7 +89,8 @@ def footprint(geometry: RasterGeometry, shape: Sequence[int]) -> tuple[tuple[flo
     try:
         with rio.Env():
             lons, lats = rio.warp.transform(rio.crs.CRS.from_wkt(geometry.crs), "EPSG:4326", xs, ys)
-    except rio.errors.RasterioError:
+    except gdal_errors():
+        # No way to WGS84: a map of another planet, or a datum that PROJ cannot relate.
         return None
     if not all(map(math.isfinite, (*lons, *lats))):
         return None

@@ -7,7 +7,7 @@ its virtual data sets are a driver that `geotiff_open` switches off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from geomed_mae.errors import ReadError
 from geomed_mae.image import Image, RasterGeometry
+from geomed_mae.readers.geotiff_grid import native_grid
 from geomed_mae.readers.geotiff_open import opened, rasterio
 from geomed_mae.readers.geotiff_structure import nodata_value
 from geomed_mae.readers.labels import IGNORE, LabelQuery, Labels
@@ -36,11 +37,13 @@ _ToLabel: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.nd
 def read_labels(path: Path, onto: Image, query: LabelQuery) -> Labels:
     """Read the single band of integers at `path` as stored values int16 (Y, X) on the grid of `onto`.
 
-    Pixels outside the label raster, at its nodata, or masked or transparent in it are IGNORE. A colour map is fine.
+    Pixels outside the label raster, at its nodata or at a value in `query.ignore`, or masked or transparent in it are
+    IGNORE. A colour map is fine.
 
     Raises:
         ReadError: BAD_GEOMETRY (no overlap, or only one of the two has a coordinate system), BAND_MISMATCH (several
-            bands), DTYPE_UNSUPPORTED (not integers, or a class number out of range), or a reason of opening.
+            bands), BAD_TRANSFORM, DTYPE_UNSUPPORTED (not integers, or a class number out of range), or a reason of
+            opening.
     """
     if not isinstance(onto.geometry, RasterGeometry):
         raise ReadError(f"{shown(path)} is a raster of labels; the image is not a raster", Reason.BAD_GEOMETRY.name)
@@ -52,29 +55,42 @@ def read_labels(path: Path, onto: Image, query: LabelQuery) -> Labels:
         if dtype.kind not in "iu":
             raise ReadError(f"{shown(path)} has {dtype} pixels; labels are integers", Reason.DTYPE_UNSUPPORTED.name)
         nodata = None if structure.nodata is None else nodata_value(structure.nodata, dtype.name)
-        classes = _placed(dataset, bands[0], nodata, onto, path)
+        unknown = query.ignore if nodata is None else (*query.ignore, nodata)
+        grid, _ = native_grid(dataset, structure, path)
+        classes = _placed(dataset, bands[0], onto, path, grid=grid, unknown=unknown)
     return Labels(classes)
 
 
-def _placed(dataset: DatasetReader, band: int, nodata: np.generic | None, onto: Image, path: Path) -> np.ndarray:
-    """Return int16 (Y, X) classes on the grid of `onto`."""
+def _placed(
+    dataset: DatasetReader,
+    band: int,
+    onto: Image,
+    path: Path,
+    *,
+    grid: RasterGeometry,
+    unknown: Sequence[np.generic | int],
+) -> np.ndarray:
+    """Return int16 (Y, X) classes on the grid of `onto`, IGNORE where the label raster holds a value in `unknown`.
+
+    `grid` is the label raster's own.
+    """
     geometry, shape = onto.geometry, onto.spatial_shape
-    if bool(geometry.crs) != bool(dataset.crs):
+    if bool(geometry.crs) != bool(grid.crs):
         lacking = shown(path) if geometry.crs else "the image"
         raise ReadError(
             f"{shown(path)} cannot be placed on the image: {lacking} has no coordinate system",
             Reason.BAD_GEOMETRY.name,
         )
-    found, known, touched = _under_centres(dataset, band, _to_label(dataset, geometry), shape)
+    found, known, touched = _under_centres(dataset, band, _to_label(grid, geometry), shape)
     if not touched:
         raise ReadError(f"the labels of {shown(path)} do not overlap the image", Reason.BAD_GEOMETRY.name)
-    if nodata is not None:
-        known &= found != nodata
+    for value in unknown:
+        known &= found != value
     values = found[known]
     if values.size and (int(values.min()) < IGNORE or int(values.max()) > MAX_CLASS):
         raise ReadError(
             f"{shown(path)} has class numbers from {values.min()} to {values.max()}; they go from {IGNORE} (ignore) "
-            f"to {MAX_CLASS}. Declare the number that means 'no label' as nodata",
+            f"to {MAX_CLASS}. Declare the number that means 'no label' as nodata, or list it in labels.ignore",
             Reason.DTYPE_UNSUPPORTED.name,
         )
     classes = np.full(shape, IGNORE, np.int16)
@@ -107,12 +123,12 @@ def _under_centres(
     return found, valid, touched
 
 
-def _to_label(dataset: DatasetReader, geometry: RasterGeometry) -> _ToLabel:
+def _to_label(grid: RasterGeometry, geometry: RasterGeometry) -> _ToLabel:
     """Return the map from image (row, column) to label (row, column), in pixels from the upper left corners."""
     rio = rasterio()
     ground = np.array([*geometry.transform, 0, 0, 1], np.float64).reshape(3, 3)
-    label = np.linalg.inv(np.array([*tuple(dataset.transform)[:6], 0, 0, 1], np.float64).reshape(3, 3))
-    crs = rio.crs.CRS.from_wkt(geometry.crs) if geometry.crs else None
+    label = np.linalg.inv(np.array([*grid.transform, 0, 0, 1], np.float64).reshape(3, 3))
+    crs, label_crs = (rio.crs.CRS.from_wkt(place.crs) if place.crs else None for place in (geometry, grid))
 
     def affine(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2], matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
@@ -123,8 +139,8 @@ def _to_label(dataset: DatasetReader, geometry: RasterGeometry) -> _ToLabel:
 
     def two_systems(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         xs, ys = affine(ground, columns, rows)
-        moved = rio.warp.transform(crs, dataset.crs, xs.ravel(), ys.ravel())
+        moved = rio.warp.transform(crs, label_crs, xs.ravel(), ys.ravel())
         column, row = affine(label, *(np.array(values).reshape(xs.shape) for values in moved))
         return row, column
 
-    return one_system if crs is None or crs == dataset.crs else two_systems
+    return one_system if crs is None or crs == label_crs else two_systems

@@ -3,8 +3,9 @@
 GDAL and libtiff trust sizes that a 150-byte file can declare: a million rows and columns, 65,529 bands (435 s of
 work for one read), one block of a gigabyte. This module reads the first image directory (TIFF 6.0, section 2, and
 the BigTIFF layout of libtiff) with the standard library and refuses such files by their numbers alone.
-It also knows two things that GDAL does not report: blocks that lie beyond the end of the file, and blocks that were
-never written (which GDAL returns as zeros without a word).
+It also knows three things that GDAL does not report: blocks that lie beyond the end of the file, blocks that were
+never written (which GDAL returns as zeros without a word), and whether the tags hold a grid at all (a file with ground
+control points alone has a transform to GDAL, of numbers that nobody has set).
 """
 
 from __future__ import annotations
@@ -43,15 +44,30 @@ MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4"}
 _TYPES |= {16: "u8", 17: "i8", 18: "u8"}
 
-_KIND, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _OFFSETS, _SAMPLES = 254, 256, 257, 258, 262, 273, 277
+_KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _SAMPLES = 254, 256, 257, 258, 259, 262, 273, 277
 _STRIP_ROWS, _COUNTS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 278, 279, 284, 322, 323
 _TILE_OFFSETS, _TILE_COUNTS, _SAMPLE_FORMAT, _NODATA = 324, 325, 339, 42113
+_PIXEL_SCALE, _TIE_POINTS, _MATRIX = 33550, 33922, 34264
 _WANTED = frozenset(
     {_KIND, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _STRIP_ROWS, _COUNTS, _PLANAR, _TILE_WIDTH}
-    | {_TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SAMPLE_FORMAT, _NODATA}
+    | {_TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SAMPLE_FORMAT, _NODATA, _COMPRESSION}
+    | {_PIXEL_SCALE, _TIE_POINTS, _MATRIX}
 )
 
 PHOTOMETRIC_NAMES = {0: "white is zero", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab", 9: "ICCLab"}
+CODECS = {
+    6: "JPEG",
+    7: "JPEG",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "JPEG",
+    50001: "WEBP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+"""Compression values of TIFF and GDAL that name an image codec; the others pack bytes without loss."""
 OVERVIEW_OR_MASK = 1 | 4
 """Bits of NewSubfileType: what a side-car (.ovr, .msk) starts with."""
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
@@ -63,7 +79,9 @@ class Structure:
     """The first image directory. `missing` is bool (planes, block rows, block columns): blocks never written.
 
     `planes` of blocks is 1 for pixel-interleaved files and the number of bands otherwise. `nodata` is GDAL's tag as
-    text, or None. `photometric` is None where the tag is absent. `georeferenced` is known only after GDAL has looked.
+    text, or None. `photometric` is None where the tag is absent. `georeferenced`: the file itself holds a grid (for
+    JPEG 2000 known only after GDAL has looked).
+    `codec` is the name of the image codec that blocks need, or "".
     """
 
     width: int
@@ -78,6 +96,7 @@ class Structure:
     end: int
     file_size: int
     georeferenced: bool = True
+    codec: str = ""
 
     @property
     def block_bytes(self) -> int:
@@ -209,7 +228,22 @@ def _structure(tags: dict[int, np.ndarray | str], size: int, name: str) -> Struc
         missing=missing,
         end=end,
         file_size=size,
+        georeferenced=_has_grid(tags),
+        codec=CODECS.get(number(_COMPRESSION, 1), ""),
     )
+
+
+def _has_grid(tags: dict[int, np.ndarray | str]) -> bool:
+    """Whether the tags hold an affine grid: pixel size and a tie point, or a matrix (OGC GeoTIFF 1.1, section 7.4)."""
+
+    def numbers(tag: int) -> np.ndarray:
+        value = tags.get(tag)
+        return value if isinstance(value, np.ndarray) else np.empty(0)
+
+    scale = numbers(_PIXEL_SCALE)
+    if scale.size >= 2 and scale[:2].all():
+        return numbers(_TIE_POINTS).size >= 6
+    return numbers(_MATRIX).size == 16
 
 
 def _same_for_all(tags: dict[int, np.ndarray | str], tag: int, default: int, name: str) -> int:

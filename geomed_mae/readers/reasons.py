@@ -27,6 +27,7 @@ class Reason(StrEnum):
     CLASS_UNKNOWN = "a class that the recipe does not know"
     HASH_MISMATCH = "its pixels are not those that were scanned"
     METADATA = "metadata of a scene, read with its bands"
+    LEFT_OUT = "a file of a scene that its modality leaves out"
     MISSING_EXTRA = "the package that reads this format is not installed"
     # GeoTIFF
     NOT_TIFF = "not a TIFF by its first bytes"
@@ -73,7 +74,15 @@ UNSUPPORTED = frozenset(
 """Reasons that blame this tool's scope, not the file."""
 
 NOT_BAD = frozenset(
-    {Reason.UNKNOWN_FORMAT, Reason.NON_IMAGE, Reason.LABEL, Reason.DUPLICATE, Reason.LOCALIZER, Reason.METADATA}
+    {
+        Reason.UNKNOWN_FORMAT,
+        Reason.NON_IMAGE,
+        Reason.LABEL,
+        Reason.DUPLICATE,
+        Reason.LOCALIZER,
+        Reason.METADATA,
+        Reason.LEFT_OUT,
+    }
 )
 """Reasons outside the error budget: a healthy archive holds such files."""
 

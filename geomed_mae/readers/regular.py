@@ -6,17 +6,80 @@ its root gets through. Nothing here reads more than the first bytes of a file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from geomed_mae.errors import ConfigError, ReadError
+from geomed_mae.errors import ConfigError, ReadError, SecurityError
 from geomed_mae.readers.reasons import Reason
 
 HEAD_BYTES = 512
 """How many first bytes decide which reader takes a file: DICOM's magic ends at 132, NIfTI-1's at 348."""
+
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOLCK})
+"""Errors of a storage that may be well in a moment."""
+
+WAITS_S = (0.05, 0.2, 0.75)
+"""Pauses before the second, third and fourth try."""
+
+_TRIES = {Reason.DECODE_FAILED.name: 2, Reason.VANISHED.name: len(WAITS_S) + 1}
+"""How often a reading with this outcome is done."""
+
+_Result = TypeVar("_Result")
+
+
+def patiently(function: Callable[[], _Result]) -> _Result:
+    """Return `function()`, tried again after each of WAITS_S while it raises a TRANSIENT OSError."""
+    for wait in WAITS_S:
+        try:
+            return function()
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+        time.sleep(wait)
+    return function()
+
+
+def believed(function: Callable[[], _Result], files: Sequence[Path]) -> _Result:
+    """Return `function()`, which reads `files`; a failure that storage may have caused is not believed at once.
+
+    Libraries hide what the operating system said: a read that failed looks like damage, a file that could not be opened
+    as if it were gone. Damage is believed when it is met twice, absence when the file is absent.
+
+    Raises:
+        ReadError: as `function` raises it, or what its OSError means; NOT_REGULAR when something else, on which a read
+            may wait for ever, has taken the place of a file.
+    """
+    for path in files:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ReadError(f"{shown(path)} is not a regular file", Reason.NOT_REGULAR.name)
+    times = 0
+    while True:
+        try:
+            return patiently(function)
+        except OSError as error:
+            raise as_read_error(error, files[0]) from None
+        except ReadError as error:
+            tries = _TRIES.get(error.reason, 1)
+            times += 1
+            if times >= tries or not all(map(os.path.exists, files)):
+                raise
+        time.sleep(WAITS_S[times - 1])
+
+
+def as_read_error(error: OSError, path: Path) -> ReadError:
+    """Return what an operating system's error on a listed file means: VANISHED, PERMISSION or DECODE_FAILED."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return ReadError(f"{shown(path)} does not exist (any more)", Reason.VANISHED.name)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ReadError(f"{shown(path)} may not be read by this user", Reason.PERMISSION.name)
+    return ReadError(f"{shown(path)} cannot be read: {error.strerror or 'unknown error'}", Reason.DECODE_FAILED.name)
 
 
 def shown(path: Path) -> str:
@@ -31,8 +94,7 @@ def check_regular(path: Path, root: Path | None = None) -> Path:
         ReadError: with reason NOT_REGULAR, LINK_LOOP, OUTSIDE_ROOT, PERMISSION, VANISHED or EMPTY.
     """
     try:
-        resolved = path.resolve(strict=True)
-        status = resolved.stat()
+        resolved, status = patiently(lambda: _resolved(path))
     except (OSError, RuntimeError) as error:
         code = getattr(error, "errno", None)
         if code == errno.ELOOP or isinstance(error, RuntimeError):
@@ -51,19 +113,46 @@ def check_regular(path: Path, root: Path | None = None) -> Path:
     return resolved
 
 
+def stored_path(text: str) -> Path:
+    """Return the path that a stored table names: absolute and plain, as `check_regular` gave it, and nothing else.
+
+    Whoever can write the table can name any file of this machine, but no URL, no address that GDAL would follow
+    (`/vsicurl/`, `GTIFF_DIR:1:`), and nothing relative to where a command happens to run.
+
+    Raises:
+        SecurityError: the text is anything else; it is shown, bounded, in one line.
+    """
+    path = Path(text)
+    plain = path.is_absolute() and ".." not in path.parts and "\0" not in text and os.path.normpath(text) == text
+    if not plain or text.startswith(("/vsi", "//")):
+        place = text[:99].encode("unicode_escape", "backslashreplace").decode("ascii")
+        raise SecurityError(
+            f"the index names '{place}' as a file, which is no plain absolute path: somebody has changed its "
+            "locations.parquet; do not use it, and scan the archive again"
+        )
+    return path
+
+
+def _resolved(path: Path) -> tuple[Path, os.stat_result]:
+    resolved = path.resolve(strict=True)
+    return resolved, resolved.stat()
+
+
 def first_bytes(path: Path) -> bytes:
     """Return the first HEAD_BYTES of a checked file.
 
     Raises:
-        ReadError: with reason PERMISSION or VANISHED.
+        ReadError: with reason PERMISSION, VANISHED or DECODE_FAILED.
     """
-    try:
+
+    def head() -> bytes:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
-    except PermissionError:
-        raise ReadError(f"{shown(path)} may not be read by this user", Reason.PERMISSION.name) from None
+
+    try:
+        return patiently(head)
     except OSError as error:
-        raise ReadError(f"{shown(path)} cannot be read: {error.strerror}", Reason.VANISHED.name) from None
+        raise as_read_error(error, path) from None
 
 
 def list_files(root: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from geomed_mae.image import Channel, Geometry, PlaneGeometry, RasterGeometry, VolumeGeometry
 from geomed_mae.readers.reasons import Reason
+from geomed_mae.readers.regular import stored_path
 
 _GEOMETRIES = {"raster": RasterGeometry, "volume": VolumeGeometry, "plane": PlaneGeometry}
 
@@ -37,8 +39,8 @@ class Source:
         shape: spatial shape ([slices,] rows, columns).
         dtype: numpy name of the stored type, for example "uint16".
         geometry: as the Image will have it; keys may be empty until `read`.
-        identity: private (kind, value) pairs that tie images of one subject together: ("patient", ...), ("study", ...),
-            ("frame", ...). They reach keyed hashes only.
+        identity: private (kind, value) pairs that tie images of one subject together, and labels to images: ("patient",
+            ...), ("study", ...), ("frame", ...), ("series", ...), ("instance", ...). They reach keyed hashes only.
         flags: notes for the index, for example "ORDER_ASSUMED" when bands were named by their number alone.
         block: (rows, columns) of a raster's stored blocks, the unit in which it decodes; None where there is none.
         codec: name of the image codec that its pixels need (JPEG, JPEG 2000, LERC ...), "" for plain and losslessly
@@ -83,7 +85,11 @@ class Source:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Source:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            SecurityError: a file is no plain absolute path, see `stored_path`.
+        """
         geometry = dict(data["geometry"])
         kind = _GEOMETRIES[geometry.pop("kind")]
         if kind is VolumeGeometry:
@@ -92,7 +98,7 @@ class Source:
         return cls(
             **{
                 **data,
-                "files": tuple(Path(path) for path in data["files"]),
+                "files": tuple(stored_path(path) for path in data["files"]),
                 "channels": tuple(Channel(**channel) for channel in data["channels"]),
                 "shape": tuple(data["shape"]),
                 "geometry": kind(**geometry),
@@ -123,3 +129,18 @@ def whole_window(window: tuple[slice, ...] | None, shape: Sequence[int]) -> tupl
         if part.start >= part.stop or (wanted.start or 0) < 0 or not 0 <= (wanted.stop or 0) <= size:
             raise ValueError(f"window {wanted.start}:{wanted.stop} is empty or not inside 0:{size}")
     return parts
+
+
+def decoded_values(source: Source, windows: Sequence[tuple[slice, ...]]) -> int:
+    """Return about how many values decode for windows with start and stop: whole blocks, of every channel."""
+    total = 0
+    for window in windows:
+        *outer, rows, columns = window
+        sizes = [part.stop - part.start for part in outer]
+        block = source.block or (1, 1)
+        sizes += [
+            (-(-part.stop // size) - part.start // size) * size
+            for part, size in zip((rows, columns), block, strict=True)
+        ]
+        total += len(source.channels) * math.prod(sizes)
+    return total

@@ -23,8 +23,12 @@ class Symmetry:
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Return `array` (..., [z,] y, x) mirrored and turned; contiguous."""
+        return np.ascontiguousarray(self.view(array))
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """Return `array` (..., [z,] y, x) mirrored and turned, without a copy."""
         turned = np.rot90(array, self.quarter_turns, axes=(-2, -1)) if self.quarter_turns else array
-        return np.ascontiguousarray(np.flip(turned, self.mirrored) if self.mirrored else turned)
+        return np.flip(turned, self.mirrored) if self.mirrored else turned
 
     def spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return the spacing ([z,] y, x) after the turn: an odd number of quarter turns exchanges rows and columns."""

@@ -42,13 +42,18 @@ class Bucket:
         """Valid area of each row, in pixels or voxels (float64)."""
         return np.array([valid_area(row) for row in self.rows], dtype=np.float64)
 
+    @cached_property
+    def _total(self) -> np.ndarray:
+        return np.cumsum(self.areas)
+
     def draw(self, uniform: float, without: frozenset[str] = frozenset()) -> Row | None:
         """Return the row in which the share `uniform` (0 <= uniform < 1) of the bucket's valid area falls.
 
         Rows whose key is in `without` are left out; None when no other is left.
         """
-        areas = np.where([row.key in without for row in self.rows], 0.0, self.areas) if without else self.areas
-        total = np.cumsum(areas)
+        total = self._total
+        if without:
+            total = np.cumsum(np.where([row.key in without for row in self.rows], 0.0, self.areas))
         return self.rows[int(np.searchsorted(total / total[-1], uniform, side="right"))] if total[-1] > 0 else None
 
 

@@ -1,20 +1,22 @@
 """Crops: where they lie and how they are read. Everything random comes from `counter_rng`, nothing from a state.
 
-Several crops can be cut from the neighbourhood of one (`crops_per_read`): the first lies anywhere with equal
-probability, the others up to half a crop away, mirrored at the border of the image. A symmetric step with mirrored
-borders leaves the uniform distribution uniform (a reflected random walk), so every place of an image is as likely as
-with independent crops, while one decoded window of at most twice the crop serves them all.
+Several crops can be read together (`crops_per_read`). In an image that is stored in blocks they share a cell of it
+(see `cells`). In any other they are cut from the neighbourhood of one: the first lies anywhere with equal probability,
+the others up to half a crop away, mirrored at the border of the image. A symmetric step with mirrored borders leaves
+the uniform distribution uniform (a reflected random walk), so every place of an image is as likely as with independent
+crops, while one decoded window of at most twice the crop serves them all.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from geomed_mae.archives.index import Index, Row
 from geomed_mae.image import Image
+from geomed_mae.samples.cells import draw_cell
 
 CACHE_SHARE = 8
 """An image is kept in memory whole where at least this many of its size fit into the cache; larger ones are read by
@@ -60,6 +62,13 @@ def draw_starts(
     return [tuple(int(min(value, size - 1)) for value, size in zip(start, room, strict=True)) for start in starts]
 
 
+def draw_places(rng: np.random.Generator, row: Row, crop: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """Draw the first pixel of `count` crops of an image that are read together; each by itself is uniform over it."""
+    if row.block is None or count == 1:
+        return draw_starts(rng, row.shape, crop, count)
+    return draw_cell(rng, row.shape, crop, count, block=row.block)
+
+
 class ImageCache:
     """Reads windows through a least-recently-used cache of whole decoded images, one cache a process.
 
@@ -78,16 +87,30 @@ class ImageCache:
         Raises:
             ReadError: the image no longer decodes.
         """
+        whole = self._whole(row)
+        return self.index.read(row.key, window) if whole is None else whole.crop(window)
+
+    def read_many(self, row: Row, windows: Sequence[tuple[slice, ...]]) -> Iterable[Image]:
+        """Give several windows of an image, each as `read` does; large images are read once for all of them.
+
+        Raises:
+            ReadError: the image no longer decodes.
+        """
+        whole = self._whole(row)
+        return self.index.read_many(row.key, windows) if whole is None else (whole.crop(part) for part in windows)
+
+    def _whole(self, row: Row) -> Image | None:
+        """Return the whole image from the cache, read into it where it fits; None where it does not."""
         size = BYTES_PER_VALUE * len(row.channels) * int(np.prod(row.shape, dtype=np.int64))
         if size * CACHE_SHARE > self.capacity:
-            return self.index.read(row.key, window)
+            return None
         if row.key in self.held:
             self.held.move_to_end(row.key)
         else:
             self.held[row.key] = self.index.read(row.key)
             while sum(_bytes(image) for image in self.held.values()) > self.capacity:
                 self.held.popitem(last=False)
-        return self.held[row.key].crop(window) if row.key in self.held else self.index.read(row.key, window)
+        return self.held.get(row.key)
 
 
 def _bytes(image: Image) -> int:
@@ -108,19 +131,26 @@ def cut(
     Returns:
         raw (C, *crop) float32, 0 where not valid; valid (C, *crop) bool.
     """
+    raw, valid = seen(image, origin, start, crop)
+    return raw.copy(), np.broadcast_to(valid, raw.shape).copy()
+
+
+def seen(
+    image: Image, origin: Sequence[int], start: Sequence[int], crop: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `cut`, without copies where none is needed: to be read only, and `valid` may have one channel for all."""
     window = tuple(
         slice(begin - first, min(begin - first + size, length))
         for begin, first, size, length in zip(start, origin, crop, image.spatial_shape, strict=True)
     )
-    inside = (slice(None), *window)
-    values, mask = image.array[inside], np.broadcast_to(image.valid, image.array.shape)[inside]
-    raw = np.zeros((image.array.shape[0], *crop), dtype=np.float32)
-    valid = np.zeros(raw.shape, dtype=bool)
-    corner = (slice(None), *(slice(size) for size in values.shape[1:]))
-    valid[corner] = mask
+    values = image.array[(slice(None), *window)]
+    mask = np.broadcast_to(image.valid, (len(image.valid), *image.spatial_shape))[(slice(None), *window)]
     # Zeroed here, so that NaN and nodata numbers cannot reach any arithmetic later on.
-    raw[corner] = np.where(mask, values, np.float32(0))
-    return raw, valid
+    raw = values if mask.all() else np.where(mask, values, np.float32(0))
+    if raw.shape[1:] == tuple(crop):
+        return raw, mask
+    padding = [(0, 0), *((0, size - have) for size, have in zip(crop, raw.shape[1:], strict=True))]
+    return np.pad(raw, padding), np.pad(mask, padding)
 
 
 def bounding_window(starts: Sequence[tuple[int, ...]], crop: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:

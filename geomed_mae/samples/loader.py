@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,22 +19,29 @@ from torch.utils.data import DataLoader, Dataset
 from geomed_mae.archives.index import Index, Row
 from geomed_mae.errors import GeomedError, OutputError, ReadError
 from geomed_mae.modalities import resolve_modalities
-from geomed_mae.samples.augment import draw_symmetry
+from geomed_mae.samples.augment import Symmetry, draw_symmetry
 from geomed_mae.samples.batch import Batch
 from geomed_mae.samples.buckets import Bucket, draw_bucket, make_buckets, shares
-from geomed_mae.samples.crops import ImageCache, bounding_window, counter_rng, cut, draw_starts
+from geomed_mae.samples.crops import ImageCache, bounding_window, counter_rng, draw_places, seen
 
 if TYPE_CHECKING:
     from geomed_mae.config import DataConfig
 
 REDRAWS = 8
-"""Attempts at a crop with enough valid pixels, or at an image that reads; then the best crop so far is taken."""
+"""Attempts at crops with enough valid pixels, or at an image that reads; then the best crops so far are taken."""
+
+PLACES, MOST_CROPS = 4, 16
+"""Where the recipe does not say how many crops are read together: a batch has at least so many places, and a read at
+most so many crops."""
 
 WORKER_TIMEOUT_S = 900
 """A worker that gives nothing for so long hangs (a dead network drive, for example) and is replaced."""
 
 WORKER_RESTARTS = 2
 """Times that workers which died (killed for memory, mostly) are replaced before the run stops."""
+
+KEPT_ARRAYS = 6
+"""Arrays of past batches kept for the next: two a batch; while one batch is made, one or two others are in use."""
 
 PURPOSE_BUCKET, PURPOSE_CROP = 0, 1
 """Streams of `counter_rng`: the choice of bucket, and everything about one read."""
@@ -44,18 +52,74 @@ EXAMPLE_STEP = 1 << 40
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Drawn:
-    """Crops of one read, arrays (C, *crop), and the share of valid pixels of each."""
+    """One crop: raw (C, *crop), valid (C or 1, *crop), both before `symmetry`, and its share of valid values."""
 
     row: Row
-    crops: list[tuple[np.ndarray, np.ndarray]]
-    spacings: list[tuple[float, ...] | None]
+    raw: np.ndarray
+    valid: np.ndarray
+    symmetry: Symmetry
+    share: float
 
-    @property
-    def valid_share(self) -> float:
-        """Share of valid values, over all crops."""
-        return float(np.mean([valid.mean() for _, valid in self.crops]))
+
+class _Memory:
+    """Arrays of batches that nobody holds any more, given out again: to touch fresh memory costs as much as to fill it.
+
+    What is given out is a view, and a tensor made of it holds that view; when the view is gone, all tensors are.
+    """
+
+    def __init__(self) -> None:
+        self.given: list[tuple[np.ndarray, weakref.ref]] = []
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return _Memory, ()  # another process starts with none
+
+    def array(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """Return an array of this shape and type, with any content."""
+        base = None
+        for number, (held, view) in enumerate(self.given):
+            if view() is None and held.shape == shape and held.dtype == dtype:
+                base = held
+                del self.given[number]
+                break
+        base = np.empty(shape, dtype) if base is None else base
+        view = base.view()
+        self.given = [*self.given[-KEPT_ARRAYS + 1 :], (base, weakref.ref(view))]
+        return view
+
+
+class _Filling:
+    """A batch in the making. Crops are copied in one by one, so that each can leave its memory to the next."""
+
+    def __init__(self, bucket: Bucket, size: int, memory: _Memory) -> None:
+        self.bucket = bucket
+        self.raw = memory.array((size, len(bucket.channels), *bucket.crop), np.float32)
+        self.valid = memory.array(self.raw.shape, np.bool_)
+        self.crops: list[tuple[Row, Symmetry]] = []
+
+    def add(self, crop: _Drawn) -> None:
+        """Copy in the next crop."""
+        number = len(self.crops)
+        self.raw[number] = crop.symmetry.view(crop.raw)
+        self.valid[number] = True if crop.share == 1 else crop.symmetry.view(crop.valid)
+        self.crops.append((crop.row, crop.symmetry))
+
+    def batch(self, step: int, failed: Sequence[str]) -> Batch:
+        """Return what has been added as a Batch."""
+        spacings = [None if row.spacing is None else symmetry.spacing(row.spacing) for row, symmetry in self.crops]
+        names = [channel.name for channel in self.bucket.channels]
+        return Batch(
+            raw=torch.from_numpy(self.raw),
+            valid=torch.from_numpy(self.valid),
+            channels=self.bucket.channels,
+            modality=self.bucket.modality,
+            spacing=None if spacings[0] is None else torch.tensor(spacings, dtype=torch.float32),
+            keys=tuple(row.key for row, _ in self.crops),
+            statistics=tuple(_statistics(row, names) for row, _ in self.crops),
+            step=step,
+            failed=tuple(failed),
+        )
 
 
 class Steps(Dataset):
@@ -67,6 +131,7 @@ class Steps(Dataset):
         shares(self.buckets, config.weights)  # weights that do not fit the archive are an error now, not at a step
         self.config, self.seed, self.batch_size = config, seed, batch_size
         self.cache = ImageCache(index, config.cache_mb)
+        self.memory = _Memory()
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of `step`.
@@ -77,81 +142,74 @@ class Steps(Dataset):
         luck = counter_rng(self.seed, step, purpose=PURPOSE_BUCKET).random()
         bucket = draw_bucket(self.buckets, luck, self.config.weights)
         failed: list[str] = []
-        reads: list[_Drawn] = []
-        for first in range(0, self.batch_size, self.config.crops_per_read):
-            count = min(self.config.crops_per_read, self.batch_size - first)
-            rng = counter_rng(self.seed, step, sample=first, purpose=PURPOSE_CROP)
-            reads.append(self._draw(bucket, rng, count, failed))
-        return _collate(bucket, reads, step, tuple(failed))
+        filling = _Filling(bucket, self.batch_size, self.memory)
+        for first in range(0, self.batch_size, self.crops_per_read):
+            count = min(self.crops_per_read, self.batch_size - first)
+            failed += self._fill(filling, counter_rng(self.seed, step, sample=first, purpose=PURPOSE_CROP), count)
+        return filling.batch(step, failed)
+
+    @property
+    def crops_per_read(self) -> int:
+        """Crops that are read together: the recipe's number, or one that leaves a batch PLACES places."""
+        return self.config.crops_per_read or min(MOST_CROPS, max(1, self.batch_size // PLACES))
 
     def examples(self, bucket: Bucket, count: int) -> Batch:
         """Return `count` crops of a bucket, unturned, from a stream that training never reaches: for pictures."""
-        plain = replace(bucket, flips=())
+        filling = _Filling(replace(bucket, flips=()), count, self.memory)
         failed: list[str] = []
-        rngs = [counter_rng(self.seed, EXAMPLE_STEP, sample, PURPOSE_CROP) for sample in range(count)]
-        return _collate(plain, [self._draw(plain, rng, 1, failed) for rng in rngs], EXAMPLE_STEP, tuple(failed))
+        for sample in range(count):
+            failed += self._fill(filling, counter_rng(self.seed, EXAMPLE_STEP, sample, PURPOSE_CROP), 1)
+        return filling.batch(EXAMPLE_STEP, failed)
 
-    def _draw(self, bucket: Bucket, rng: np.random.Generator, count: int, failed: list[str]) -> _Drawn:
-        """Draw an image and `count` crops of it until enough of them is valid; bounded, the best attempt is kept."""
-        best: _Drawn | None = None
+    def _fill(self, filling: _Filling, rng: np.random.Generator, count: int) -> list[str]:
+        """Add `count` crops of an image; those with too few valid pixels are drawn again from another place.
+
+        Bounded: after REDRAWS attempts the best of the refused crops fill the gap. Returns what could not be read.
+        """
+        bucket, missing = filling.bucket, count
+        refused: list[_Drawn] = []
         trouble: dict[str, ReadError] = {}
         for _ in range(REDRAWS):
             row = bucket.draw(rng.random(), frozenset(trouble))
             if row is None:
                 break
-            starts = draw_starts(rng, row.shape, bucket.crop, count)
+            starts = draw_places(rng, row, bucket.crop, missing)
             try:
-                drawn = self._cut(bucket, row, starts, rng)
+                for crop in self._cut(bucket, row, starts, rng):
+                    if crop.share >= self.config.min_valid:
+                        filling.add(crop)
+                        missing -= 1
+                    else:
+                        refused.append(crop)
             except ReadError as error:
                 # The file was whole when the archive was scanned. One image must not end a run, and must not be
                 # dropped unseen either: it is named in the batch, and the run's error budget decides.
-                failed.append(f"{row.key}: {error.reason}")
                 trouble[row.key] = error
-                continue
-            if best is None or drawn.valid_share > best.valid_share:
-                best = drawn
-            if drawn.valid_share >= self.config.min_valid:
+            if missing == 0:
                 break
-        if best is None:
+        # A read that succeeds gives all that is missing, so there are too few only if none did.
+        if len(refused) < missing:
             last = list(trouble.values())[-1].reason
             raise ReadError(
                 f"{len(trouble)} images in a row could not be read while making a batch (last: {last}); is the archive "
                 "still in place? scan it again",
                 last,
             )
-        return best
+        for crop in sorted(refused, key=lambda crop: -crop.share)[:missing]:
+            filling.add(crop)
+        return [f"{key}: {error.reason}" for key, error in trouble.items()]
 
-    def _cut(self, bucket: Bucket, row: Row, starts: Sequence[tuple[int, ...]], rng: np.random.Generator) -> _Drawn:
-        window = bounding_window(starts, bucket.crop, row.shape)
-        image = self.cache.read(row, window)
-        if image.channels != bucket.channels:
-            image = image.select(tuple(channel.name for channel in bucket.channels))
-        origin = [part.start for part in window]
-        drawn = _Drawn(row, [], [])
-        for start in starts:
-            raw, valid = cut(image, origin, start, bucket.crop)
+    def _cut(
+        self, bucket: Bucket, row: Row, starts: Sequence[tuple[int, ...]], rng: np.random.Generator
+    ) -> Iterator[_Drawn]:
+        windows = [bounding_window([start], bucket.crop, row.shape) for start in starts]
+        for start, window, whole in zip(starts, windows, self.cache.read_many(row, windows), strict=True):
+            image = whole
+            if image.channels != bucket.channels:
+                image = image.select(tuple(channel.name for channel in bucket.channels))
+            raw, valid = seen(image, [part.start for part in window], start, bucket.crop)
             symmetry = draw_symmetry(rng, bucket.flips, bucket.crop)
-            drawn.crops.append((symmetry.apply(raw), symmetry.apply(valid)))
-            drawn.spacings.append(None if row.spacing is None else symmetry.spacing(row.spacing))
-        return drawn
-
-
-def _collate(bucket: Bucket, reads: Sequence[_Drawn], step: int, failed: tuple[str, ...]) -> Batch:
-    crops = [crop for read in reads for crop in read.crops]
-    rows = [read.row for read in reads for _ in read.crops]
-    spacings = [spacing for read in reads for spacing in read.spacings]
-    names = [channel.name for channel in bucket.channels]
-    return Batch(
-        raw=torch.from_numpy(np.stack([raw for raw, _ in crops])),
-        valid=torch.from_numpy(np.stack([valid for _, valid in crops])),
-        channels=bucket.channels,
-        modality=bucket.modality,
-        spacing=None if spacings[0] is None else torch.tensor(spacings, dtype=torch.float32),
-        keys=tuple(row.key for row in rows),
-        statistics=tuple(_statistics(row, names) for row in rows),
-        step=step,
-        failed=failed,
-    )
+            yield _Drawn(row, raw, valid, symmetry, np.count_nonzero(valid) / valid.size)
 
 
 def _statistics(row: Row, names: Sequence[str]) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geomed_mae.archives import build
+from geomed_mae.archives import examine
 from geomed_mae.archives.build import open_archive, scan_archive
 from geomed_mae.archives.card import draft_card
 from geomed_mae.archives.index import Index
 from geomed_mae.archives.ledger import Entry, Ledger
 from geomed_mae.errors import ConfigError, IntegrityError, ReadError, TooManyBadInputsError
+from geomed_mae.modalities import resolve_modalities
+from geomed_mae.readers import survey
 from tests.make_data import write_geotiff
 
 CANARY = "Doe^Jane-0815"
@@ -75,15 +78,28 @@ def test_workers_change_nothing_but_the_keys(archive):
     assert one.ledger.reasons == two.ledger.reasons
 
 
-def test_a_scene_too_large_to_decode_at_once_is_examined_in_bands(archive, monkeypatch):
-    whole = scan_archive([archive / "a.tif"], "landsat7").rows[0]
+@pytest.mark.parametrize(
+    ("block", "most", "starts"),
+    [
+        (None, 0, [0, 7, 14, 21]),
+        ((3, 24), 0, [0, 6, 12, 18]),
+        ((12, 24), 6 * 24 * 12, [0, 12]),
+        ((12, 24), 6 * 24 * 11, [0, 7, 14, 21]),
+    ],
+)
+def test_a_scene_too_large_to_decode_at_once_is_examined_in_bands(archive, monkeypatch, block, most, starts):
+    (source,) = survey([archive / "a.tif"], resolve_modalities("landsat7")).sources
+    source = dataclasses.replace(source, block=block)
+    whole = examine.examine(source)
     windows = []
-    read = build.read
-    monkeypatch.setattr(build, "PART_VALUES", 6 * 24 * 7)
-    monkeypatch.setattr(build, "read", lambda source, window: windows.append(window) or read(source, window))
-    banded = scan_archive([archive / "a.tif"], "landsat7").rows[0]
-    assert [window[0] for window in windows] == [slice(0, 7), slice(7, 14), slice(14, 21), slice(21, 24)]
-    assert banded.valid_fraction == whole.valid_fraction
+    read = examine.read
+    monkeypatch.setattr(examine, "PART_VALUES", 6 * 24 * 7)
+    monkeypatch.setattr(examine, "MOST_AT_ONCE", most)
+    monkeypatch.setattr(examine, "read", lambda source, window: windows.append(window) or read(source, window))
+    banded = examine.examine(source)
+    assert [window[0].start for window in windows] == starts
+    assert [window[0].stop for window in windows] == [*starts[1:], 24]
+    assert (banded.digest, banded.valid_fraction) == (whole.digest, whole.valid_fraction)
     for one, other in zip(banded.statistics, whole.statistics, strict=True):
         assert one.to_json() == pytest.approx(other.to_json())
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from geomed_mae.archives.build import open_archive
-from geomed_mae.archives.labels import block_split, class_numbers, match_labels, stem_of
+from geomed_mae.archives.label_pairs import stem_of
+from geomed_mae.archives.label_values import block_split, class_numbers
+from geomed_mae.archives.labels import match_labels
 from geomed_mae.errors import ConfigError, ReadError
-from geomed_mae.readers import IGNORE
+from geomed_mae.readers import IGNORE, LabelQuery
 from tests.make_data import UTM_10M, write_geotiff
 from tests.scenes import landsat_scene, mr_volume
 
@@ -193,3 +195,18 @@ def test_real_masks_of_fires_and_volumes_belong_to_their_images(shared_data):
     assert matching.counts()["images_labelled"] == 2
     for entry in matching.labelled:
         assert set(np.unique(entry.stored)) == {0, 1, 2} and entry.stored.shape == entry.row.shape
+
+
+def test_values_to_ignore_may_lie_beyond_any_class_number(tmp_path):
+    values = np.random.default_rng(0).integers(1, 200, size=(8, 9)).astype(np.uint8)
+    labels = np.random.default_rng(1).integers(0, 2, size=(8, 9)).astype(np.uint16)
+    labels[0], labels[1] = 65535, 255
+    for folder, array in (("i", values), ("l", labels)):
+        (tmp_path / folder).mkdir()
+        write_geotiff(tmp_path / folder / "a.tif", array)
+    index = open_archive([tmp_path / "i"], ["unnamed-raster"])
+    with pytest.raises(ReadError, match=r"or list it in labels\.ignore \(image a\.tif\)$"):
+        match_labels(index, tmp_path / "l")
+    stored = match_labels(index, tmp_path / "l", LabelQuery(ignore=(255, 65535))).labelled[0].stored
+    assert (stored[:2] == IGNORE).all()
+    np.testing.assert_array_equal(stored[2:], labels[2:])

@@ -53,7 +53,7 @@ def test_listing_readers_imports_no_image_library():
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("name", ["geotiff", "nifti"])
+@pytest.mark.parametrize("name", ["geotiff", "jp2", "nifti"])
 def test_a_reader_has_the_names_of_the_contract(name):
     module = readers.reader(name)
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in module.SUFFIXES)
@@ -176,3 +176,18 @@ def test_rasterio_opens_files_at_one_place_only():
 
 def test_nothing_usable_is_an_error_of_this_package():
     assert issubclass(TooManyBadInputsError, GeomedError) and Survey([], []).sources == []
+
+
+def test_bad_files_beside_good_ones_are_counted_and_not_passed_over_in_silence(tmp_path, caplog):
+    write_geotiff(tmp_path / "good.tif", np.arange(64, dtype="uint8").reshape(8, 8))
+    damaged = write_geotiff(
+        tmp_path / "damaged.tif", np.arange(64, dtype="uint8").reshape(8, 8), compress="deflate"
+    ).read_bytes()
+    at = damaged.index(b"\x78", 8)
+    (tmp_path / "damaged.tif").write_bytes(damaged[:at] + b"\xff\xff\xff\xff" + damaged[at + 4 :])
+    (tmp_path / "text.tif").write_bytes(b"text")
+    (tmp_path / "README.md").write_text("no image, and nothing bad")
+    assert len(read_images(tmp_path)) == 1
+    assert "2 files were left out" in caplog.text
+    assert "NOT_TIFF" in caplog.text
+    assert "DECODE_FAILED" in caplog.text

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from geomed_mae.readers.dicom_geometry import (
     POSITION_TOLERANCE_MM,
+    fitted_line,
     normal_of,
     orientation_error,
     place_numbers,
     position_error,
+    rounded_stretches,
     same_grid,
     spacing_error,
     tilt_degrees,
@@ -56,6 +61,27 @@ def test_deviations_above_the_tolerance_are_split():
     depths = np.arange(9) * 2.0
     depths[4] += 2.5 * POSITION_TOLERANCE_MM
     assert len(uniform_runs(along_z(*depths), UP)) > 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 40])
+def test_the_fitted_line_is_the_best_that_linear_programming_finds(count: int):
+    rng = np.random.default_rng(count)
+    positions = along_z(*(np.arange(count) * 0.7 + rng.uniform(-0.03, 0.03, count)))
+    _, _, error = fitted_line(positions, limit_mm=1.0)
+    index, one = np.arange(count), np.ones(count)
+    rows = np.vstack([np.c_[index, one, -one], np.c_[-index, -one, -one]])
+    depths = positions[:, 2]
+    best = linprog([0, 0, 1], A_ub=rows, b_ub=np.r_[depths, -depths], bounds=[(None, None)] * 3)
+    assert error == pytest.approx(best.fun, abs=1e-9)
+
+
+def test_positions_off_by_a_little_more_than_the_tolerance_do_not_take_long():
+    rng = np.random.default_rng(1)
+    positions = along_z(*(np.arange(1000) + rng.uniform(-0.012, 0.012, 1000)))
+    begin = time.process_time()
+    runs = uniform_runs(positions, UP)
+    assert rounded_stretches(positions, UP, runs) == [(0, 1000, pytest.approx(0.012, abs=1e-3))]
+    assert time.process_time() - begin < 10
 
 
 def test_thousands_of_irregular_slices_do_not_exhaust_anything():

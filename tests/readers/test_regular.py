@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
 from geomed_mae.errors import ConfigError, ReadError
-from geomed_mae.readers.regular import check_regular, first_bytes, list_files, shown
+from geomed_mae.readers import regular
+from geomed_mae.readers.regular import believed, check_regular, first_bytes, list_files, patiently, shown
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +87,92 @@ def test_a_folder_is_listed_in_order_without_entering_links(tmp_path):
 def test_a_missing_path_says_what_to_give(tmp_path):
     with pytest.raises(ConfigError, match="give an existing file or folder"):
         list(list_files(tmp_path / "nothing"))
+
+
+class Storage:
+    """A function that fails with these errors, one a call, before it works."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "data"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(regular, "WAITS_S", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN])
+def test_a_storage_that_fails_for_a_moment_is_asked_again(impatient, code):
+    storage = Storage(OSError(code, "x"), OSError(code, "x"))
+    assert patiently(storage) == "data" and storage.calls == 3
+
+
+def test_a_storage_that_goes_on_failing_is_believed(impatient):
+    storage = Storage(*[OSError(errno.EIO, "x")] * 9)
+    with pytest.raises(OSError, match="x"):
+        patiently(storage)
+    assert storage.calls == 4
+
+
+def test_an_error_that_will_not_pass_is_believed_at_once(impatient):
+    storage = Storage(PermissionError(errno.EACCES, "x"))
+    with pytest.raises(PermissionError):
+        patiently(storage)
+    assert storage.calls == 1
+
+
+@pytest.mark.parametrize(("reason", "calls"), [("DECODE_FAILED", 2), ("VANISHED", 4), ("TRUNCATED", 1)])
+def test_what_a_library_says_of_a_file_that_is_there_is_asked_again(impatient, tmp_path, reason, calls):
+    (tmp_path / "a").write_text("x")
+    storage = Storage(*[ReadError("x", reason)] * 9)
+    with pytest.raises(ReadError):
+        believed(storage, [tmp_path / "a"])
+    assert storage.calls == calls
+    assert believed(Storage(*[ReadError("x", reason)] * (calls - 1)), [tmp_path / "a"]) == "data"
+
+
+def test_a_file_that_is_gone_is_not_waited_for(impatient, tmp_path):
+    storage = Storage(*[ReadError("x", "VANISHED")] * 9)
+    with pytest.raises(ReadError):
+        believed(storage, [tmp_path / "a"])
+    assert storage.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "text"),
+    [
+        (errno.ENOENT, "VANISHED", "a.tif does not exist (any more)"),
+        (errno.EACCES, "PERMISSION", "a.tif may not be read by this user"),
+        (errno.EIO, "DECODE_FAILED", "a.tif cannot be read: Input/output error"),
+    ],
+)
+def test_what_the_operating_system_says_becomes_a_reason(impatient, tmp_path, code, reason, text):
+    storage = Storage(*[OSError(code, os.strerror(code), str(tmp_path / "a.tif"))] * 9)
+    with pytest.raises(ReadError) as caught:
+        believed(storage, [tmp_path / "a.tif"])
+    assert (caught.value.reason, str(caught.value)) == (reason, text)
+
+
+def test_checks_and_first_bytes_survive_a_moment_of_the_storage(impatient, tmp_path, monkeypatch):
+    file = tmp_path / "a.tif"
+    file.write_bytes(b"II*\0")
+    for owner, name in ((Path, "resolve"), (Path, "open")):
+        real = getattr(owner, name)
+        failures = [OSError(errno.ESTALE, "stale"), OSError(errno.EIO, "i/o")]
+
+        def flaky(*args, _real=real, _failures=failures, **options):
+            if _failures:
+                raise _failures.pop()
+            return _real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, flaky)
+            assert (check_regular(file), first_bytes(file)) == (file, b"II*\0")
+        assert not failures

@@ -23,7 +23,15 @@ class MemoryIndex:
         self.window_reads = 0
         self.broken: set[str] = set()
 
-    def add(self, array: np.ndarray, *, modality: str = "landsat7", valid: np.ndarray | None = None, spacing=30.0):
+    def add(
+        self,
+        array: np.ndarray,
+        *,
+        modality: str = "landsat7",
+        valid: np.ndarray | None = None,
+        spacing=30.0,
+        block: tuple[int, int] | None = None,
+    ):
         """Add an image (C, [Z,] Y, X); returns its key."""
         array = array.astype(np.float32)
         valid = np.ones((1, *array.shape[1:]), bool) if valid is None else valid
@@ -57,6 +65,7 @@ class MemoryIndex:
             group=key,
             content=key,
             flags=(),
+            block=block,
         )
         self.rows = (*self.rows, row)
         return key
@@ -68,6 +77,10 @@ class MemoryIndex:
         self.whole_reads += window is None
         self.window_reads += window is not None
         return self.images[key] if window is None else self.images[key].crop(window)
+
+    def read_many(self, key: str, windows: list[tuple[slice, ...]]) -> list[Image]:
+        """Read as Index.read_many does."""
+        return [self.read(key, window) for window in windows]
 
 
 def coordinates(*shape: int) -> np.ndarray:

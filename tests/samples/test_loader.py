@@ -144,3 +144,94 @@ def test_examples_are_no_training_crops_and_are_not_turned(archive):
 def test_the_rate_counts_samples_of_all_batches(archive):
     ticks = iter((10.0, 12.0))
     assert measure_rate(Steps(archive, CONFIG, seed=5, batch_size=6), 3, clock=lambda: next(ticks)) == 9.0
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A scanned archive of two GeoTIFFs in tiles and strips, with nodata, and their pixels by key."""
+    from geomed_mae.archives.build import open_archive
+    from tests.make_data import write_geotiff
+
+    rng = np.random.default_rng(0)
+    layouts = {"tiles": {"tiled": True, "blockxsize": 32, "blockysize": 32}, "strips": {"blockysize": 4}}
+    for name, layout in layouts.items():
+        array = rng.integers(1, 10_000, (2, 150, 170)).astype(np.uint16)
+        array[:, :40, :30] = 0
+        write_geotiff(
+            tmp_path / f"{name}.tif", array, nodata=0, compress="deflate", descriptions=["B02", "B03"], **layout
+        )
+    return open_archive([tmp_path], ["sentinel2-l2a"])
+
+
+STORED = DataConfig(modality=("sentinel2-l2a",), crop_2d=(16, 16), cache_mb=0)
+
+
+def test_rows_of_rasters_know_their_blocks(stored):
+    assert {row.block for row in stored.rows} == {(32, 32), (4, 170)}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_crops_read_together_from_files_are_the_same_by_any_worker_and_from_the_cache(stored):
+    def make(start=0, **changes):
+        config = STORED.model_copy(update=changes)
+        return list(batches(stored, config, seed=3, start_step=start, steps=6, batch_size=16))
+
+    alone = make()
+    for other in (make(workers=1), make(workers=3), make(cache_mb=512)):
+        assert all(same(*pair) for pair in zip(alone, other, strict=True))
+    assert all(same(*pair) for pair in zip(alone[4:], make(start=4), strict=True))
+
+
+def test_crops_read_together_are_pixels_of_the_file(stored):
+    whole = {row.key: stored.read(row.key) for row in stored.rows}
+    config = STORED.model_copy(update={"min_valid": 0.0})
+    steps = Steps(stored, config, seed=0, batch_size=16)
+    turned = [(k, flip) for k in range(4) for flip in (False, True)]
+    for step in range(4):
+        batch = steps[step]
+        for raw, valid, key in zip(batch.raw.numpy(), batch.valid.numpy(), batch.keys, strict=True):
+            image = whole[key]
+            corners = {
+                (r, c)
+                for k, flip in turned
+                for view in [np.rot90(raw[0][:, ::-1] if flip else raw[0], k)]
+                for r, c in np.argwhere(image.array[0] == view[0, 0])
+                if np.array_equal(image.array[0][r : r + 16, c : c + 16], view)
+            }
+            assert corners
+            assert ((raw == 0) == ~valid).all()
+
+
+def test_each_crop_of_a_read_that_has_too_few_valid_pixels_is_drawn_again_by_itself(memory_index):
+    valid = np.zeros((1, 64, 640), bool)
+    valid[..., :320] = True
+    memory_index.add(np.ones((1, 64, 640)), valid=valid, block=(64, 640))
+    config = CONFIG.model_copy(update={"min_valid": 0.9, "crops_per_read": 8})
+    made = list(batches(memory_index, config, seed=0, start_step=0, steps=20, batch_size=8))
+    shares = torch.cat([batch.valid.float().mean(dim=(1, 2, 3)) for batch in made])
+    assert (shares >= 0.9).float().mean() > 0.97
+
+
+def test_memory_of_a_batch_is_used_again_only_when_nothing_of_it_is_held(archive):
+    steps = Steps(archive, CONFIG, seed=5, batch_size=6)
+    kept = [steps[number].raw[1:3, 0] for number in range(4)]
+    copies = [part.clone() for part in kept]
+    as_numpy = steps[4].valid.numpy()[0]
+    before = as_numpy.copy()
+    places = []
+    for number in range(5, 20):
+        batch = steps[number]
+        places.append(batch.raw.data_ptr())
+        del batch
+    assert len(set(places)) < len(places) / 2, "memory that is free is used again"
+    assert all(torch.equal(*pair) for pair in zip(kept, copies, strict=True))
+    assert np.array_equal(as_numpy, before)
+
+
+def test_steps_travel_to_other_processes_without_their_memory(archive):
+    import copy
+
+    steps = Steps(archive, CONFIG, seed=5, batch_size=6)
+    batch = steps[0]
+    other = copy.deepcopy(steps)
+    assert not other.memory.given and same(batch, other[0])
