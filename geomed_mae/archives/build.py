@@ -9,6 +9,7 @@ workers.py    who does it: threads with a child each, or a Dask cluster
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,8 @@ def _rows(accepted: Sequence[tuple[Source, Examination]], salt: bytes) -> list[R
     digests = [result.digest for _, result in accepted]
     looks = [result.look for _, result in accepted]
     identities = [source.identity or (("file", str(source.files[0])),) for source, _ in accepted]
-    together = groups(identities, footprints, digests, looks)
+    areas = [math.prod(source.geometry.spacing or (0.0,)) for source, _ in accepted]
+    together = groups(identities, list(zip(footprints, areas, strict=True)), digests, looks)
     # A group is called after the first of its keys, so that its name outlives images added elsewhere.
     names: dict[int, str] = {}
     for number, key in zip(together, keys, strict=True):

@@ -79,7 +79,7 @@ def connected_groups(identities: Sequence[Iterable[tuple[str, str]]]) -> list[in
 
 def groups(
     identities: Sequence[Iterable[tuple[str, str]]],
-    footprints: Sequence[Ring | None],
+    footprints: Sequence[tuple[Ring | None, float | None]],
     digests: Sequence[str],
     hashes: Sequence[str],
 ) -> list[int]:
@@ -90,7 +90,8 @@ def groups(
 
     Args:
         identities: private (kind, value) pairs of each image, as `Source.identity`.
-        footprints: corners (longitude, latitude) or None, as `Row.footprint`.
+        footprints: corners (longitude, latitude) or None, as `Row.footprint`, and the ground area of a pixel in square
+            metres or None.
         digests: of `PixelDigest`.
         hashes: of `duplicates.PerceptualHash`, "" where there is none.
 
@@ -98,7 +99,7 @@ def groups(
         MissingExtraError: there are footprints to compare and shapely is not installed.
     """
     looks = near_duplicates(hashes)
-    places = overlapping(footprints)
+    places = overlapping([ring for ring, _ in footprints], [area for _, area in footprints])
     tied = [
         [*pairs, ("pixels", digest), ("looks", str(look)), *([] if place is None else [("place", str(place))])]
         for pairs, digest, look, place in zip(identities, digests, looks, places, strict=True)

@@ -27,6 +27,10 @@ EARTH_M = 6371007.2
 MIN_OVERLAP = 0.01
 """Share of the smaller footprint beyond which two images show the same place."""
 
+MIN_SHARED_PIXELS = 64
+"""Pixels that the coarser of two images must have in the overlap: a chip of 10 m inside one pixel of a world map is not
+the same picture, and one world map must not tie a whole archive into a single group."""
+
 ELLIPSOID_MARGIN = 1.006
 """Distances are compared with a buffer this much wider, so that the ellipsoid never makes it too narrow."""
 
@@ -157,11 +161,16 @@ def _polygons(places: Sequence[Place]) -> list:
     return [polygon if polygon.is_valid else polygon.convex_hull for polygon in polygons]
 
 
-def _overlap(one: Place, other: Place) -> bool:
-    if one.everywhere or other.everywhere:
+def _overlap(one: Place, other: Place, pixel_m2: float) -> bool:
+    """Say whether two places overlap by enough ground and by MIN_SHARED_PIXELS of `pixel_m2`."""
+    if one.everywhere and other.everywhere:
         return True
+    if one.everywhere or other.everywhere:
+        shared = _polygons((other if one.everywhere else one,))[0].area
+        return shared >= MIN_SHARED_PIXELS * pixel_m2
     first, second = _polygons((one, other))
-    return first.intersection(second).area > MIN_OVERLAP * min(first.area, second.area)
+    shared, smaller = first.intersection(second).area, min(first.area, second.area)
+    return shared > MIN_OVERLAP * smaller and shared >= MIN_SHARED_PIXELS * pixel_m2
 
 
 def distance_m(one: Place, other: Place) -> float:
@@ -190,23 +199,33 @@ def candidates(places: Sequence[Place], within_m: float) -> Iterator[tuple[int, 
                 yield number, owners[found]
 
 
-def overlapping(footprints: Sequence[Ring | None]) -> list[int | None]:
+def overlapping(footprints: Sequence[Ring | None], pixels_m2: Sequence[float | None] | None = None) -> list[int | None]:
     """Return a component number per footprint: the same where footprints overlap, directly or through others.
 
-    Overlap is more than 1 % of the smaller area, so that neighbouring tiles that share an edge stay apart. None for an
-    image without a footprint.
+    Overlap is more than 1 % of the smaller area, so that neighbouring tiles that share an edge stay apart, and at least
+    MIN_SHARED_PIXELS of the coarser image. None for an image without a footprint.
+
+    Args:
+        footprints: corners (longitude, latitude) in degrees of each image, or None.
+        pixels_m2: ground area of each image's pixel, None where unknown (any overlap counts then).
 
     Raises:
         MissingExtraError: shapely is not installed (not asked for fewer than two different footprints).
     """
-    different: dict[Ring, int] = {}
-    numbers = [None if ring is None else different.setdefault(ring, len(different)) for ring in footprints]
+    sizes = [0.0 if size is None else size for size in pixels_m2 or [None] * len(footprints)]
+    different: dict[tuple[Ring, float], int] = {}
+    numbers = [
+        None if ring is None else different.setdefault((ring, size), len(different))
+        for ring, size in zip(footprints, sizes, strict=True)
+    ]
     components = Components(len(different))
     if len(different) > 1:
-        places = [Place(ring) for ring in different]
+        places, areas = [Place(ring) for ring, _ in different], [size for _, size in different]
         for one, other in candidates(places, 0.0):
             # The exact test is the dear one: pairs that are already together are spared it.
-            if components.of(one) != components.of(other) and _overlap(places[one], places[other]):
+            if components.of(one) == components.of(other):
+                continue
+            if _overlap(places[one], places[other], max(areas[one], areas[other])):
                 components.join(one, other)
     return [None if number is None else components.of(number) for number in numbers]
 

@@ -178,7 +178,9 @@ def test_what_looks_the_same_has_the_same_pixels_or_overlaps_is_one_group():
     looks = [look(scene(0)), look(jpeg(scene(0), 80)), "", "", "", "", ""]
     identities = [[("file", str(number))] for number in range(7)]
     identities[6] = [("file", "5")]
-    found = groups(identities, [None, None, ring, near, None, None, None], list("abcdaef"), looks)
+    found = groups(
+        identities, [(ring, None) for ring in (None, None, ring, near, None, None, None)], list("abcdaef"), looks
+    )
     assert found[0] == found[1] == found[4]
     assert found[2] == found[3]
     assert found[5] == found[6]

@@ -69,6 +69,17 @@ def test_a_map_of_the_world_overlaps_everything():
     assert len(set(overlapping([WORLD, box(10, 10, 1, 1), box(-120, -40, 1, 1)]))) == 1
 
 
+def test_a_map_too_coarse_to_show_a_scene_does_not_tie_an_archive_together():
+    scenes = [box(10, 10, 0.01, 0.01), box(-120, -40, 0.01, 0.01)]  # a kilometre wide
+    coarse, fine = 14_000.0**2, 10.0**2
+    assert len(set(overlapping([WORLD, *scenes], [coarse, fine, fine]))) == 3
+    assert len(set(overlapping([WORLD, *scenes], [100.0**2, fine, fine]))) == 1  # a hundred pixels of it in each scene
+    country = box(5, 5, 10, 10)
+    assert len(set(overlapping([country, scenes[0]], [coarse, fine]))) == 2
+    assert len(set(overlapping([country, scenes[0]], [fine, fine]))) == 1
+    assert len(set(overlapping([scenes[0], scenes[0]], [fine, 60.0**2]))) == 1  # one place in two resolutions
+
+
 def test_distances_are_those_of_the_sphere():
     along_equator = distance_m(Place(box(0, -0.5, 1, 1)), Place(box(2, -0.5, 1, 1)))
     # At half a degree north of the equator, where the gap is narrowest.
