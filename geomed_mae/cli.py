@@ -107,7 +107,9 @@ class Fraction(click.ParamType):
 def _progress(items: Iterable, what: str, total: int) -> Iterable:
     from tqdm import tqdm  # loads a tenth of a second of machinery
 
-    return tqdm(items, desc=what, total=total, file=sys.stderr, mininterval=0.5, leave=False, disable=total < 2)
+    # A log file gets a line now and then, not a picture drawn over itself.
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(items, desc=what, total=total, file=sys.stderr, mininterval=every, leave=False, disable=total < 2)
 
 
 def _print(result: Any) -> None:

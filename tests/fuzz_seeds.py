@@ -35,14 +35,19 @@ def geotiff(folder: Path) -> None:
 def dicom(folder: Path) -> None:
     """Native, deflated and every codec; enhanced objects; tables; files of pydicom's that no writer of ours makes."""
     from pydicom.data import get_testdata_file
-    from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
     slice_ = _scene(20, "int16", 1)[0]
     make_dicom.write_slice(folder / "native.dcm", slice_)
     make_dicom.write_slice(folder / "pet", slice_, Modality="PT", Units="BQML", RescaleSlope="1e-3", RescaleIntercept=0)
-    make_dicom.save(make_dicom.dataset(slice_, PixelSpacing=[1, 1]), folder / "implicit", syntax=ImplicitVRLittleEndian)
-    make_dicom.save(make_dicom.dataset(slice_), folder / "big", syntax=ExplicitVRBigEndian)
-    make_dicom.save(make_dicom.dataset(slice_), folder / "deflated", syntax="1.2.840.10008.1.2.1.99")
+    place = {"PixelSpacing": [1, 1], "ImagePositionPatient": [1, 2, 3], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    syntaxes = {
+        "implicit": ImplicitVRLittleEndian,
+        "big": ExplicitVRBigEndian,
+        "deflated": DeflatedExplicitVRLittleEndian,
+    }
+    for name, syntax in syntaxes.items():
+        make_dicom.save(make_dicom.dataset(slice_, **place), folder / name, syntax=syntax)
     make_dicom.save(make_dicom.dataset(slice_.astype("uint16"), Modality="CR", WindowCenter="3"), folder / "plane")
     frames = [{"position": (0.0, 0.0, 2.0 * n)} for n in range(3)]
     make_dicom.save(make_dicom.enhanced(_scene(21, "uint16", 3), frames), folder / "enhanced")

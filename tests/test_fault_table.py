@@ -1,8 +1,8 @@
 """Every fault of an archive that this package promises to survive, met the way a user meets it: by a scan.
 
-Faults 1 to 26 are of GeoTIFF files, 27 to 50 of DICOM files. All that lie in a file are in one archive, each in a folder
-of its own, which is scanned once: `ARCHIVE` says what the ledger must say of each. What a scan of plain files cannot
-show (a second scan, another command, a fault of the storage) has a test here or one elsewhere, see `ELSEWHERE`.
+Faults 1 to 26 are of GeoTIFF files, 27 to 50 of DICOM files. All that lie in a file are in one archive, each in a
+folder of its own, which is scanned once: `archive` says what the ledger must say of each. What a scan of plain files
+cannot show (a second scan, another command, a fault of the storage) has a test here or one elsewhere, see `ELSEWHERE`.
 `MEASURED` are the faults that must be refused fast and in little memory.
 """
 
@@ -47,6 +47,7 @@ RNG = np.random.default_rng(20)
 IMPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99"
 RLE, JPEG, JPEG_LS, JPEG_2000 = (f"1.2.840.10008.1.2.{last}" for last in ("5", "4.50", "4.80", "4.90"))
 CANARY = 211
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 ELSEWHERE = {
     5: ["tests/test_scan.py::test_verify_finds_pixels_that_no_longer_decode"],
@@ -181,7 +182,7 @@ def special(kind: str) -> Callable[[Path], object]:
         if kind == "fifo":
             os.mkfifo(path)
         elif kind == "socket":
-            where, here = os.getcwd(), socket.socket(socket.AF_UNIX)
+            where, here = Path.cwd(), socket.socket(socket.AF_UNIX)
             os.chdir(path.parent)  # a socket's address has a hundred characters
             here.bind(path.name)
             here.close()
@@ -374,7 +375,7 @@ def archive(place: dict[str, str]) -> list[tuple[int, str, Callable[[Path], obje
         (12, "strip.tif", tags(plain_tags(30000, 30000, t259=(3, 8))), Reason.BLOCK_TOO_LARGE),
         (13, "bomb.tif", bomb, {Reason.BLOCK_TOO_LARGE, Reason.RATIO}),
         (14, "vrt.tif", text(vrt(place["canary"])), NOT_TIFF),
-        (14, "mrf.tif", text(f"<MRF_META><CachedSource><Source>{place['url']}</Source></CachedSource></MRF_META>"), NOT_TIFF),
+        (14, "mrf.tif", text(f"<MRF_META><CachedSource><Source>{place['url']}</Source></CachedSource>"), NOT_TIFF),
         (15, "redirected.tif", redirected(place), "SIDE_CAR_IGNORED"),
         (15, "redirected.tif.ovr", None, Reason.UNKNOWN_FORMAT),
         (15, "redirected.tif.aux.xml", None, Reason.UNKNOWN_FORMAT),
@@ -421,10 +422,9 @@ def archive(place: dict[str, str]) -> list[tuple[int, str, Callable[[Path], obje
         (33, "long.dcm", rows_as_long, {TOO_LARGE, Reason.MISSING_TAG, Reason.MALFORMED}),
         (34, "bomb.dcm", deflate_bomb, Reason.DEFLATE_LIMIT),
         (35, "deep.dcm", nested, Reason.MALFORMED),
-        (36, "private.dcm", lambda path: patch(encapsulated_at(path), b"1.2.840.10008.1.2.5\0", b"1.2.840.99999.1.2.5\0"),
-         Reason.CODEC_MISSING),
+        (36, "private.dcm", private_syntax, Reason.CODEC_MISSING),
         (37, "rle.dcm", encapsulated(RLE, rle(b"\x7f" + bytes(9)), SeriesInstanceUID="1.2.37.1"), Reason.DECODE_FAILED),
-        (37, "jpeg.dcm", encapsulated(JPEG, jpeg(b"\x12\x34"), SeriesInstanceUID="1.2.37.2"), Reason.DECODE_FAILED),
+        (37, "jpeg.dcm", encapsulated(JPEG, jpeg(b"\x12\x34"), SeriesInstanceUID="1.2.37.2"), TRUNCATED),
         (37, "jpeg2000.dcm", jpeg_2000, Reason.DECODE_FAILED),
         (43, "slope.dcm", patched(b"1.375", b"1e400", RescaleSlope="1.375"), Reason.BAD_RESCALE),
         (43, "comma.dcm", patched(b"1.375", b"1,5  ", RescaleSlope="1.375"), Reason.BAD_RESCALE),
@@ -436,8 +436,7 @@ def archive(place: dict[str, str]) -> list[tuple[int, str, Callable[[Path], obje
         (48, "DICOMDIR", dicomdir, Reason.NON_IMAGE),
         (49, "declared.dcm", slice_(BurnedInAnnotation="YES"), Reason.BURNED_IN),
         (49, "ultrasound.dcm", plain(pixels(24, 20, dtype="uint8"), Modality="US"), Reason.BURNED_IN),
-        (49, "capture.dcm", plain(pixels(24, 20, dtype="uint8"), Modality="OT", SOPClassUID="1.2.840.10008.5.1.4.1.1.7"),
-         Reason.BURNED_IN),
+        (49, "capture.dcm", plain(pixels(24, 20, dtype="uint8"), Modality="OT", SOPClassUID=CAPTURE), Reason.BURNED_IN),
     ]  # fmt: skip
     return made + series()
 
@@ -462,8 +461,8 @@ def series() -> list[tuple[int, str, Callable[[Path], object] | None, object]]:
         clash.write_bytes(content)
 
     def turn(paths: list[Path]) -> None:
-        scout = {"position": (0, 0, 0), "orientation": (0, 1, 0, 0, 0, -1), "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"],
-                 "SeriesInstanceUID": "1.2.39"}  # fmt: skip
+        scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.39"}
+        scout |= {"position": (0, 0, 0), "orientation": (0, 1, 0, 0, 0, -1)}
         write_slice(paths[0].parent / "scout.dcm", pixels(30, 20, dtype="int16"), **scout)
 
     def double(paths: list[Path]) -> None:
@@ -481,20 +480,24 @@ def series() -> list[tuple[int, str, Callable[[Path], object] | None, object]]:
         (40, "0007.dcm", write(lambda paths: paths[5].unlink(), SeriesInstanceUID="1.2.40"), USED),
         *((40, f"{number:04d}.dcm", None, USED) for number in (6, 5, 4, 3)),
         (40, "0001.dcm", None, {Reason.SLICE_GAP, "SINGLE_SLICE"}),
-        *names(41, write(double, SeriesInstanceUID="1.2.41"), *[{USED, Reason.DUP_POSITION}] * 7),
+        *names(41, write(double, SeriesInstanceUID="1.2.41"), *[{USED, Reason.DUP_POSITION, Reason.SLICE_GAP}] * 7),
         (41, "double.dcm", None, Reason.DUP_POSITION),
     ]
 
 
 def bare(path: Path, **how: object) -> Path:
-    place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": list(make_dicom.AXIAL), "PixelSpacing": [1, 1]}
+    place = {
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": list(make_dicom.AXIAL),
+        "PixelSpacing": [1, 1],
+    }
     made = dataset(pixels(24, 20, dtype="int16"), **place, **how)
     return save(made, path, syntax=IMPLICIT, preamble=False)
 
 
-def encapsulated_at(path: Path) -> Path:
+def private_syntax(path: Path) -> None:
     encapsulated(RLE, rle(bytes(60)))(path)
-    return path
+    patch(path, b"1.2.840.10008.1.2.5\0", b"1.2.840.99999.1.2.5\0")
 
 
 def text_nodata(value: str) -> Callable[[Path], object]:
@@ -578,13 +581,13 @@ def test_what_a_fault_leaves_of_an_image_is_right(scanned):
     assert max(lon for lon, _ in row_of(scanned, 19, "degrees.tif").footprint) > 180
     laughs = row_of(scanned, 16, "laughs.tif")
     assert laughs.valid_fraction == 1 and laughs.crs is not None
-    index, paths, _, _, _ = scanned
+    index = scanned[0]
     shapes = sorted(row.shape for row in index if index.paths(row.key)[0].parent.name == "040")
     assert shapes in ([(1, 24, 20), (5, 24, 20)], [(5, 24, 20)])
 
 
 def test_what_is_no_image_does_not_count_as_bad(scanned):
-    index, paths, cases, _, _ = scanned
+    cases = scanned[2]
     reasons = {29: Reason.NON_IMAGE, 48: Reason.NON_IMAGE}
     assert all(reason in NOT_BAD for reason in reasons.values())
     wanted = [one for fault, _, _, one in cases if fault in reasons]
@@ -652,6 +655,31 @@ def test_hostile_files_are_refused_fast_and_in_little_memory(scanned):
 
 
 # -------------------------------------------------------------------------------------------- what a scan cannot show
+
+
+def test_fault_34_a_deflated_slice_of_some_megabytes_is_read_whole(tmp_path):
+    """What the inflater gives comes in parts, and the end of the file is met before the last of them."""
+    array = np.zeros((1500, 1400), np.int16)
+    array[::7, ::3] = pixels(215, 467, dtype="int16")
+    place = {
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": list(make_dicom.AXIAL),
+        "PixelSpacing": [1, 1],
+    }
+    (source,) = survey(
+        [save(dataset(array, **place), tmp_path / "a", syntax=DEFLATED)], resolve_modalities("ct")
+    ).sources
+    np.testing.assert_array_equal(read(source).array[0, 0], array - 1024.0)
+
+
+def test_what_a_file_says_of_itself_is_shown_to_its_user_and_not_to_the_ledgers_readers(tmp_path):
+    write_geotiff(tmp_path / "good.tif", pixels(1, 40, 40))
+    (tmp_path / "page.tif").write_text("Doe^Jane 1947")
+    index = scan_archive([tmp_path], max_bad=1.0)
+    (entry,) = [entry for entry in index.ledger.entries if entry.reason]
+    assert entry.detail == "its first bytes are (not shown)"
+    done = cli("inspect", tmp_path / "page.tif")
+    assert done.returncode == 3 and b"its first bytes are `Doe^Jane`" in done.stderr
 
 
 def cli(*words: object, **how: object) -> subprocess.CompletedProcess:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from geomed_mae.archives.identity import keyed
 from geomed_mae.errors import IntegrityError
 from geomed_mae.readers.reasons import NOT_BAD, Reason, status
-from geomed_mae.readers.regular import shown
+from geomed_mae.readers.regular import shown, without_quotes
 from geomed_mae.readers.source import Refusal, Source
 
 
@@ -110,6 +110,7 @@ def account(
     refused: dict[Path, Refusal] = {}
     for refusal in refusals:
         refused.setdefault(refusal.path, refusal)
+    names = {shown(path) for path, _ in found}
     entries = []
     for path, real in found:
         file = keyed(salt, "file", str(path))
@@ -124,12 +125,14 @@ def account(
             lost = "no reader says what became of it, which is a bug"
             entries.append(Entry(file, status(Reason.MALFORMED), Reason.MALFORMED.name, detail=lost))
         else:
-            detail = _without_names(refusal.detail, path, real)
+            detail = _without_names(refusal.detail, names, path, real)
             entries.append(Entry(file, status(refusal.reason), refusal.reason.name, detail=detail))
     return Ledger(tuple(entries))
 
 
-def _without_names(detail: str, *paths: Path) -> str:
+def _without_names(detail: str, names: Set[str], *paths: Path) -> str:
+    """Return a detail without names of files, its own and (by words) others', and without what it quotes from them."""
     for path in paths:
         detail = detail.replace(str(path), "").replace(shown(path), "the file").replace(path.name, "the file")
-    return detail
+    words = ("another file" if word.strip(",;:.") in names else word for word in without_quotes(detail).split(" "))
+    return " ".join(words)

@@ -42,7 +42,7 @@ from geomed_mae.readers.child import MEMORY_BYTES, SECONDS, in_child
 from geomed_mae.readers.labels import IGNORE, LabelQuery, Labels
 from geomed_mae.readers.plausible import summary
 from geomed_mae.readers.reasons import NOT_BAD, Reason
-from geomed_mae.readers.regular import believed, check_regular, first_bytes, list_files, shown
+from geomed_mae.readers.regular import believed, check_regular, first_bytes, list_files, quoted, shown
 from geomed_mae.readers.scenes import metadata_of, ornament_of
 from geomed_mae.readers.source import Refusal, Source, Survey, decoded_values, whole_window
 from geomed_mae.readers.wire import trust
@@ -74,7 +74,7 @@ some ten million."""
 BYTES_PER_VALUE = 48
 """Memory for each value that is held at once: stored, as float64 while it is rescaled, as float32, valid, sorted."""
 LABEL_BYTES_PER_SECOND, BYTES_PER_LABEL_BYTE = 1e6, 16
-"""Of a file of outlines: what is parsed and drawn in a second of processor time, and memory for each byte, with room."""
+"""Of a file of outlines: what is parsed and drawn in a second of processor time; memory for each byte, with room."""
 
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def header_of(path: Path, root: Path | None = None) -> tuple[str, Any] | Refusal
             # A suffix that promises a format makes a better reason than "unknown".
             promised = next((m for m in _readers().values() if path.name.lower().endswith(tuple(m.SUFFIXES))), None)
             reason = getattr(promised, "NOT_THIS_FORMAT", Reason.UNKNOWN_FORMAT)
-            return Refusal(path, reason, f"its first bytes are {head[:8]!r}")
+            return Refusal(path, reason, f"its first bytes are {quoted(head[:8])}")
         module = reader(name)
         found = believed(lambda: _header(module, resolved), [resolved])
     except MissingExtraError as error:

@@ -33,8 +33,9 @@ T1_TI_MS = (500.0, 1500.0)
 SPOILED_TE_MS, SPOILED_TR_MS = 10.0, 300.0
 """A spoiled gradient echo with both shorter than this is T1-weighted."""
 
-SPOILED_FLIP_DEGREES = 8.0
-"""Below this flip angle a spoiled gradient echo tends to proton density."""
+TISSUE_T1_MS = 1000.0
+"""Relaxation time of soft tissue at 1.5 to 3 T, for its Ernst angle (Ernst and Anderson, Rev Sci Instrum 37 (1966) 93):
+a spoiled gradient echo of a smaller flip angle is weighted by proton density, of a larger one by T1."""
 
 SATURATING_FLIP_DEGREES = 60.0
 """From this flip angle on, a repetition time below SHORT_TR_MS saturates tissue, whatever refocuses the echo."""
@@ -126,10 +127,16 @@ def _is_weighted(frame: Frame) -> bool:
 def mr_name(header: Header, frame: Frame) -> str:
     """Name the weighting of an MR slice: T1, T1C (after contrast agent), T2, FLAIR, PD, DWI, or MR when in doubt.
 
-    Phases, real and imaginary parts, and maps computed from several images have the times of a weighting and are none.
+    Phases, real and imaginary parts, angiograms (bright inflow), and maps computed from several images have the times
+    of a weighting and are none.
     """
     kinds = frame.frame_type[1:]
-    if frame.component or PARAMETER_MAPS & set(kinds) or any(kind.endswith(" MAP") for kind in kinds):
+    if (
+        header.angiography
+        or frame.component
+        or PARAMETER_MAPS & set(kinds)
+        or any(kind.endswith(" MAP") for kind in kinds)
+    ):
         return "MR"
     if _is_weighted(frame):
         return "DWI"
@@ -148,9 +155,8 @@ def _weighting(frame: Frame) -> str:
     if "IR" in frame.pulse or (inversion is not None and "GR" in frame.pulse):
         return _inversion_weighting(repetition, echo, inversion)
     if "GR" in frame.pulse:
-        flip = frame.flip_degrees if frame.flip_degrees is not None else math.nan
-        spoiled = "SP" in frame.pulse and flip >= SPOILED_FLIP_DEGREES
-        return "T1" if spoiled and repetition <= SPOILED_TR_MS and echo <= SPOILED_TE_MS else "MR"
+        short = repetition <= SPOILED_TR_MS and echo <= SPOILED_TE_MS
+        return "T1" if short and _is_saturated_spoiled(frame) else "MR"
     if "SE" not in frame.pulse:
         # Research mode (RM), or unsaid: with a large flip angle, such times are T1 for spin and gradient echoes alike.
         saturated = frame.flip_degrees is not None and frame.flip_degrees >= SATURATING_FLIP_DEGREES
@@ -160,6 +166,13 @@ def _weighting(frame: Frame) -> str:
     if repetition >= LONG_TR_MS:
         return "T2" if echo >= LONG_TE_MS else "PD" if echo <= SHORT_TE_MS else "MR"
     return "MR"
+
+
+def _is_saturated_spoiled(frame: Frame) -> bool:
+    """Say whether a gradient echo is spoiled, and its flip angle beyond the Ernst angle of tissue."""
+    if "SP" not in frame.pulse or frame.repetition_time_ms is None or frame.flip_degrees is None:
+        return False
+    return frame.flip_degrees > math.degrees(math.acos(math.exp(-frame.repetition_time_ms / TISSUE_T1_MS)))
 
 
 def _inversion_weighting(repetition: float, echo: float, inversion: float | None) -> str:
@@ -179,7 +192,7 @@ def _allows(name: str, frame: Frame) -> bool:
     gradient = "GR" in frame.pulse and "SE" not in frame.pulse
     if name == "T1":
         # A long repetition, or a gradient echo without spoiling, is weighted by T1 only through an inversion.
-        plain = "SP" in frame.pulse if gradient else repetition is not None and repetition < LONG_TR_MS
+        plain = _is_saturated_spoiled(frame) if gradient else repetition is not None and repetition < LONG_TR_MS
         return echo <= SHORT_TE_MS and (inverted or plain)
     if name == "FLAIR":
         return inverted and echo >= LONG_TE_MS

@@ -41,6 +41,8 @@ NO_LENGTH_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 """Start-of-frame markers; 0xF7 is that of JPEG-LS (SOF55)."""
 
+JPEG_NOISE = b"\xaa" * 64
+"""Bytes that decode to something else than the zeros that libjpeg makes up."""
 RLE_HEADER_BYTES = 64
 """Number of segments and fifteen offsets (PS3.5 G.5)."""
 
@@ -139,6 +141,16 @@ def check_stream(frame: bytes, syntax: str, expected: Stream, *, limit: int) -> 
         raise ReadError(
             "JPEG Extended of 12 bits needs a codec: pip install pylibjpeg-libjpeg", Reason.CODEC_MISSING.name
         )
+
+
+def followed_by_noise(frame: bytes) -> bytes:
+    """Return a JPEG frame with bytes in front of its end marker that a decoder reaches only where data is missing.
+
+    libjpeg fills what is missing with grey and goes on. What follows complete data cannot change a pixel: this stream
+    decodes to the same pixels if, and only if, nothing is missing.
+    """
+    end = frame.rfind(b"\xff\xd9")
+    return frame if end < 0 else frame[:end] + JPEG_NOISE + frame[end:]
 
 
 def _check_rle(frame: bytes, expected: Stream) -> None:

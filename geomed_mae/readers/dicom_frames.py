@@ -12,7 +12,7 @@ from typing import Any
 from geomed_mae.errors import ReadError
 from geomed_mae.readers.dicom_limits import MAX_FRAMES
 from geomed_mae.readers.dicom_multiframe import dimension_indices, tomogram_frames
-from geomed_mae.readers.dicom_private import component, is_echo_planar
+from geomed_mae.readers.dicom_private import component, is_echo_planar, label_type
 from geomed_mae.readers.dicom_private import diffusion as private_diffusion
 from geomed_mae.readers.dicom_values import Values
 from geomed_mae.readers.reasons import Reason
@@ -32,6 +32,7 @@ GROUPS = (
     "RealWorldValueMappingSequence",
     "CardiacSynchronizationSequence",
     "TemporalPositionSequence",
+    "MRArterialSpinLabelingSequence",
 )
 """Functional groups that are looked into; a frame's own group stands before the shared one (PS3.3 C.7.6.16.1)."""
 
@@ -46,8 +47,8 @@ class Frame:
     `position` in mm, `spacing` (row, column) in mm, times in ms, `b_value` in s/mm^2. With `lut` the modality LUT
     stands for slope and intercept, and `rescale_type` is its ModalityLUTType. `component` is PHASE, REAL or IMAGINARY
     where an MR image is no magnitude; `pulse` holds codes of ScanningSequence and SequenceVariant (SE, GR, IR, EP, SP,
-    ...), also where an enhanced object says them otherwise; `indices` are what else a multi-frame object tells its
-    frames apart by.
+    ...), also where an enhanced object says them otherwise; `labelling` is LABEL or CONTROL (arterial spin labelling);
+    `indices` are what else a multi-frame object tells its frames apart by.
     """
 
     position: tuple[float, ...] | None
@@ -74,6 +75,7 @@ class Frame:
     component: str
     pulse: frozenset[str]
     flip_degrees: float | None
+    labelling: str
     indices: tuple[int, ...] = ()
 
 
@@ -176,6 +178,7 @@ def _frame(values: Values, groups: dict[str, Values], *, floating: bool) -> Fram
         component=component(values, types, kind.text("ComplexImageComponent").upper()),
         pulse=_pulse(values, at("MRModifierSequence")),
         flip_degrees=timing.number("FlipAngle"),
+        labelling=at("MRArterialSpinLabelingSequence").text("ASLContext").upper() or label_type(values),
     )
 
 

@@ -83,6 +83,7 @@ class Header:
     acquisition: str
     content_time: str
     contrast_agent: bool
+    angiography: bool
     tube_kv: float | None
     units: str
     pet: Pet | None
@@ -150,6 +151,8 @@ def parse_header(opened: Opened) -> Header:
             raise ReadError(f"{missing[0]} is missing", Reason.MISSING_TAG.name)
         header = _header(values, opened, sop_class)
         check_pixels(header, opened)
+        if header.modality == "MR" and not header.image_type:
+            values = open_dicom(header.path, wanted=LARGE).values
         if is_mosaic(header, values):
             header = replace(header, mosaic=read_mosaic(header, open_dicom(header.path, wanted=LARGE).values))
         return header
@@ -210,6 +213,7 @@ def _header(values: Values, opened: Opened, sop_class: str) -> Header:
         acquisition=values.text("AcquisitionNumber"),
         content_time=values.text("ContentTime"),
         contrast_agent=_has_agent(values),
+        angiography=values.text("AngioFlag").upper() == "Y",
         tube_kv=positive(values.number("KVP")),
         # Enhanced PET says by RescaleType what Units says elsewhere (PS3.3 C.8.22).
         units=values.text("Units").upper() or (frames[0].rescale_type if modality == "PT" else ""),

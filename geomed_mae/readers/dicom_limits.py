@@ -12,6 +12,7 @@ from geomed_mae.errors import ReadError
 from geomed_mae.readers.dicom_elements import UNDEFINED_LENGTH
 from geomed_mae.readers.dicom_file import NATIVE_SYNTAXES, PIXEL_DATA, Opened
 from geomed_mae.readers.reasons import Reason
+from geomed_mae.readers.regular import quoted
 
 if TYPE_CHECKING:
     from geomed_mae.readers.dicom_header import Header
@@ -65,7 +66,7 @@ def check_kind(sop_class: str, modality: str, opened: Opened) -> None:
     name = _class_name(sop_class)
     values = opened.values
     if "Image Storage" not in name and sop_class != PARAMETRIC_MAP and (name or modality in NON_IMAGE_MODALITIES):
-        raise ReadError(f"it holds '{name or modality}', not an image", Reason.NON_IMAGE.name)
+        raise ReadError(f"it holds {name or quoted(modality)}, not an image", Reason.NON_IMAGE.name)
     pixels = opened.pixel_tag is not None and opened.bytes_left > 0
     if "NO_PREAMBLE" in opened.flags:
         old = values.text("RecognitionCode").upper().startswith("ACR-NEMA")

@@ -45,6 +45,9 @@ PARALLEL = 1e-3
 DEPTH_TOLERANCE_MM = 0.05
 """How far the protocol's slice centres may be from the sheet along the normal: both are rounded, neither to 0.05 mm."""
 
+COUNT = "NumberOfImagesInMosaic"
+"""Name of the number of slices in a CSA image header."""
+
 KEEP = "keep private groups 0019, 0029 and 0065 when de-identifying, or export the series without mosaics"
 """The way out for a mosaic that has lost its private attributes."""
 
@@ -70,6 +73,10 @@ class Mosaic:
 def is_mosaic(header: Header, values: Values) -> bool:
     """Say whether an image is a mosaic; enhanced objects keep the word and hold plain frames.
 
+    Args:
+        header: of the image.
+        values: its whitelisted attributes; with the CSA headers where ImageType is missing, which then decide.
+
     Raises:
         ReadError: BAD_FRAMES, when ImageType says something else than the private NumberOfImagesInMosaic; MISSING_TAG,
             when it is one of United Imaging that has lost its list.
@@ -81,6 +88,8 @@ def is_mosaic(header: Header, values: Values) -> bool:
     if "VFRAME" in header.image_type and header.frames[0].position is None:
         raise ReadError(f"a UIH mosaic without the private list of its slices: {KEEP}", Reason.MISSING_TAG.name)
     words = values.words(keyword) if (keyword := keyword_of(values, "SiemensImages")) else None
+    if not words and (blob := private_raw(values, "SiemensImageCsa")):
+        words = [int(text) for text in csa_texts(blob, (COUNT,)).get(COUNT, ())[:1] if text.isdecimal()]
     if not words or words[0] < 2:
         return False
     if header.image_type:
@@ -137,7 +146,7 @@ def read_mosaic(header: Header, values: Values) -> Mosaic:
     if not SPACING_MM[0] <= frame.slice_spacing_mm <= SPACING_MM[1]:
         raise ReadError("a Siemens mosaic with an impossible SpacingBetweenSlices", Reason.BAD_GEOMETRY.name)
     image_csa, series_csa = (private_raw(values, name) for name in ("SiemensImageCsa", "SiemensSeriesCsa"))
-    texts = csa_texts(image_csa, ("NumberOfImagesInMosaic", "SliceNormalVector")) if image_csa else {}
+    texts = csa_texts(image_csa, (COUNT, "SliceNormalVector")) if image_csa else {}
     listed = protocol_positions(series_csa) if series_csa else None
     count = _count(values, texts, listed)
     across = math.isqrt(count - 1) + 1
@@ -154,7 +163,7 @@ def _count(values: Values, texts: dict[str, list[str]], listed: np.ndarray | Non
     keyword = keyword_of(values, "SiemensImages")
     words = values.words(keyword) if keyword else None
     said = [words[0]] if words else []
-    for text in texts.get("NumberOfImagesInMosaic", ())[:1]:
+    for text in texts.get(COUNT, ())[:1]:
         said.append(int(text) if text.isdecimal() and len(text) < 6 else 0)
     if len(set(said)) > 1:
         raise ReadError(f"a Siemens mosaic of {said[0]} or of {said[1]} slices", Reason.BAD_GEOMETRY.name)

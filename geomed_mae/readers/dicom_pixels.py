@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from geomed_mae.errors import ReadError
-from geomed_mae.readers.dicom_codestream import CODECS, RLE, Stream, check_stream, frame_spans
+from geomed_mae.readers.dicom_codestream import CODECS, RLE, Stream, check_stream, followed_by_noise, frame_spans
 from geomed_mae.readers.dicom_file import EXPLICIT_BIG, EXPLICIT_LITTLE, NATIVE_SYNTAXES, PARSE_ERRORS, Opened, quiet
 from geomed_mae.readers.dicom_header import Header
 from geomed_mae.readers.dicom_limits import MAX_FRAME_PIXELS
@@ -117,6 +117,10 @@ def _stored_frames(opened: Opened, header: Header, frames: Sequence[int]) -> lis
     expected = (header.rows, header.columns, header.samples)[: 2 if header.samples == 1 else 3]
     if any(array.shape != expected for array in found):
         raise ReadError(f"the decoded pixels are not {expected}", Reason.LENGTH_MISMATCH.name)
+    if CODECS.get(header.syntax) == "JPEG":
+        for stream, array in zip(streams, found, strict=True):
+            if not np.array_equal(array, _by_pydicom(followed_by_noise(stream), header)):
+                raise ReadError("the data of a frame ends before its last row", Reason.TRUNCATED.name)
     return found
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from geomed_mae.readers.dicom_values import Values
 
-BLOCKS = range(0x10, 0x14)
-"""Blocks in which a creator is looked for; scanners use the first, routers add a few."""
+BLOCKS = range(0x10, 0x18)
+"""Blocks in which a creator is looked for; scanners use the first ones (Philips seven), routers add a few."""
 
 PRIVATE = {
     "SiemensImages": (0x0019, 0x0A, "SIEMENS MR HEADER", "SIEMENS"),
@@ -30,6 +30,7 @@ PRIVATE = {
     "GeB": (0x0043, 0x39, "GEMS_PARM_01", "GE MEDICAL"),
     "PhilipsB": (0x2001, 0x03, "PHILIPS IMAGING DD 001", "PHILIPS"),
     "PhilipsEpiFactor": (0x2001, 0x13, "PHILIPS IMAGING DD 001", "PHILIPS"),
+    "PhilipsLabelType": (0x2005, 0x29, "PHILIPS MR IMAGING DD 005", "PHILIPS"),
     "PhilipsDirectionRL": (0x2005, 0xB0, "PHILIPS MR IMAGING DD 001", "PHILIPS"),
     "PhilipsDirectionAP": (0x2005, 0xB1, "PHILIPS MR IMAGING DD 001", "PHILIPS"),
     "PhilipsDirectionFH": (0x2005, 0xB2, "PHILIPS MR IMAGING DD 001", "PHILIPS"),
@@ -54,6 +55,12 @@ def _tags(large: bool) -> dict[str, int]:
     return found
 
 
+_KEYWORDS = {
+    name: tuple((f"Creator{group:04X}@{block:02X}", f"{name}@{block:02X}") for block in BLOCKS)
+    for name, (group, _, _, _) in PRIVATE.items()
+}
+"""Name to the keywords of creator and attribute in each block."""
+
 PRIVATE_TAGS = _tags(large=False)
 """Keyword to tag of all of them but the large ones, for the whitelist of `dicom_values`."""
 
@@ -62,6 +69,9 @@ LARGE_TAGS = _tags(large=True)
 
 GE_B_LIMIT = 100_000
 """GE adds 1,000,000,000 to some b-values; what is below this is the value."""
+
+MR_CLASSES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
+"""MR Image Storage and its enhanced form, for files from which Modality was removed."""
 
 MAX_B = 50_000.0
 """s/mm^2; larger ones, and negative ones, are something else."""
@@ -79,13 +89,17 @@ GE_COMPONENTS = {1: "PHASE", 2: "REAL", 3: "IMAGINARY"}
 
 def keyword_of(values: Values, name: str) -> str:
     """Return the keyword of the block that holds a private attribute, "" when it is absent."""
-    group, _, creator, vendor = PRIVATE[name]
-    creators = {block: values.text(f"Creator{group:04X}@{block:02X}").upper() for block in BLOCKS}
-    block = next((block for block, text in creators.items() if text.startswith(creator)), None)
-    if block is None and not any(creators.values()) and values.text("Manufacturer").upper().startswith(vendor):
-        block = BLOCKS[0]
-    keyword = "" if block is None else f"{name}@{block:02X}"
-    return keyword if keyword and keyword in values else ""
+    present = [(creator, keyword) for creator, keyword in _KEYWORDS[name] if keyword in values]
+    if not present:
+        return ""
+    _, _, owner, vendor = PRIVATE[name]
+    for creator, keyword in present:
+        if values.text(creator).upper().startswith(owner):
+            return keyword
+    # The creators' own elements are gone: the block that the vendor always uses.
+    orphaned = not any(values.text(creator) for creator, _ in _KEYWORDS[name])
+    first = _KEYWORDS[name][0][1]
+    return first if orphaned and first in values and values.text("Manufacturer").upper().startswith(vendor) else ""
 
 
 def private_raw(values: Values, name: str) -> bytes:
@@ -129,6 +143,12 @@ def component(values: Values, kinds: tuple[str, ...], declared: str) -> str:
     return found
 
 
+def label_type(values: Values) -> str:
+    """Return LABEL or CONTROL of an image of arterial spin labelling, "" where nothing says so."""
+    keyword = keyword_of(values, "PhilipsLabelType") if _is_mr(values) else ""
+    return values.text(keyword).upper() if keyword else ""
+
+
 def is_echo_planar(values: Values) -> bool:
     """Say whether an MR image is echo planar by a private attribute: Philips' ScanningSequence does not say so."""
     keyword = keyword_of(values, "PhilipsEpiFactor") if _is_mr(values) else ""
@@ -136,7 +156,8 @@ def is_echo_planar(values: Values) -> bool:
 
 
 def _is_mr(values: Values) -> bool:
-    return values.text("Modality").upper() == "MR"
+    modality = values.text("Modality").upper()
+    return modality == "MR" or (not modality and values.text("SOPClassUID") in MR_CLASSES)
 
 
 def _numbers(values: Values, name: str) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ single slices in another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -36,13 +37,15 @@ STRONG_KEYS: tuple[Key, ...] = (
     lambda one: (one.frame.b_value, one.frame.gradient),
     lambda one: one.frame.echo_time_ms,
     lambda one: one.frame.inversion_time_ms,
+    lambda one: one.frame.labelling,
     lambda one: one.frame.trigger_ms,
     lambda one: one.header.cardiac_phase,
     lambda one: one.frame.indices,
     lambda one: one.frame.frame_type,
 )
-"""TemporalPosition, diffusion weighting, EchoTime, InversionTime, trigger time, cardiac phase, dimension indices or
-vectors, ImageType or FrameType: each says what is different, and so tells even slices at one single position apart."""
+"""TemporalPosition, diffusion weighting, EchoTime, InversionTime, spin labelling, trigger time, cardiac phase,
+dimension indices or vectors, ImageType or FrameType: each says what is different, and so tells even slices at one
+single position apart."""
 
 SETTING_KEYS: tuple[Key, ...] = (
     lambda one: one.header.kernel,
@@ -84,6 +87,8 @@ def split_repeats(slices: Sequence[Slice], places: np.ndarray) -> tuple[list[lis
             continue
         if _complete(parts, places, len(counts)) or (key in SETTING_KEYS and _distinct(parts, places)):
             return _split_each(slices, places, parts)
+    if (parts := _trigger_parts(slices, places)) is not None:
+        return _split_each(slices, places, parts)
     if not single and (ranks := _ranks(slices, places)) is not None:
         return [[slices[index] for index in np.flatnonzero(ranks == rank)] for rank in range(ranks.max() + 1)], []
     untold = [one for one, place in zip(slices, places, strict=True) if counts[place] > 1]
@@ -106,6 +111,26 @@ def _order(value: Hashable) -> tuple:
         return (0, 0.0, "")
     text = str(value)
     return (1, float(text), "") if text.replace(".", "", 1).isdecimal() else (1, float("inf"), text)
+
+
+def _trigger_parts(slices: Sequence[Slice], places: np.ndarray) -> list[list[int]] | None:
+    """Return the phases of a cine whose slices were triggered one after the other, or None.
+
+    Each position then has trigger times of its own, as many as all the others: the first ones are the first phase.
+    """
+    times: list[list[float]] = [[] for _ in range(int(places.max()) + 1)]
+    for one, place in zip(slices, places.tolist(), strict=True):
+        if one.frame.trigger_ms is None or not math.isfinite(one.frame.trigger_ms):
+            return None
+        times[place].append(one.frame.trigger_ms)
+    ordered = [sorted(set(found)) for found in times]
+    count = len(ordered[0])
+    if count < 2 or any(len(found) != count for found in ordered):
+        return None
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for index, (one, place) in enumerate(zip(slices, places.tolist(), strict=True)):
+        parts[ordered[place].index(one.frame.trigger_ms)].append(index)
+    return parts
 
 
 def _complete(parts: list[list[int]], places: np.ndarray, count: int) -> bool:

@@ -8,12 +8,14 @@ modality, the number of bands. What nothing identifies becomes the unnamed modal
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from geomed_mae.image import Channel
 from geomed_mae.modalities import Modality
+from geomed_mae.readers.plausible import reaches
 from geomed_mae.readers.reasons import Reason
+from geomed_mae.readers.regular import quoted
 
 ORDER_ASSUMED = "ORDER_ASSUMED"
 """Bands were named by their number: the file does not describe them, the user named the modality."""
@@ -95,9 +97,9 @@ def _fits(bands: Bands, named: Sequence[Modality], *, open_ended: bool) -> list[
 
 
 def _holds(modality: Modality, dtype: str) -> bool:
-    """Whether `dtype` is one in which the modality's digital numbers come: 8-bit numbers come in 8 bits."""
+    """Whether `dtype` is one in which the modality's numbers come: 8-bit numbers in 8 bits, reflectances in more."""
     eight_bit = modality.unit == "DN" and modality.value_range is not None and modality.value_range[1] <= 255
-    return dtype == "uint8" or not eight_bit
+    return (dtype == "uint8" or not eight_bit) and reaches(dtype, modality.scale, modality.offset, modality)
 
 
 def _scenes_only(modality: Modality) -> bool:
@@ -134,20 +136,24 @@ def _by_count(bands: Bands, named: Sequence[Modality]) -> Choice | NoChoice:
     same = [m for m in named if len(m.channels) == count]
     if len(same) == 1 and (bands.nameless or count == 1):
         return Choice(same[0], same[0].channels, (ORDER_ASSUMED,))
-    described = "undescribed" if bands.nameless else f"called {', '.join(str(name) for name in bands.names)}"
+    described = "undescribed" if bands.nameless else f"called {_listed(bands.names)}"
     if len(named) > 1:
         wanted = ", ".join(f"{m.name} ({len(m.channels)})" for m in named)
         return NoChoice(Reason.MODALITY_MISMATCH, f"{count} bands, {described}, fit none of {wanted}")
     modality = named[0]
     if not bands.nameless:
-        unknown = [str(name) for name in bands.names if not (name and modality.channel(name))]
+        unknown = [name for name in bands.names if not (name and modality.channel(name))]
         names = ", ".join(channel.name for channel in modality.channels)
         return NoChoice(
             Reason.BAND_MISMATCH,
-            f"bands {', '.join(unknown) or described} are not bands of {modality.name}: {names}; correct the "
+            f"bands {_listed(unknown) or described} are not bands of {modality.name}: {names}; correct the "
             "file's band descriptions, give a modality file that has its bands, or use auto to take them as unnamed",
         )
     return NoChoice(
         Reason.BAND_MISMATCH,
         f"{count} undescribed bands cannot be the {len(modality.channels)} of {modality.name}; set band descriptions",
     )
+
+
+def _listed(names: Iterable[str | None]) -> str:
+    return ", ".join("None" if name is None else quoted(name) for name in names)

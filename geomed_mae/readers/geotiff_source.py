@@ -128,7 +128,20 @@ def _scaling(found: Header, choice: Choice, numbers: Sequence[int]) -> tuple[lis
         detail = f"some of its bands declare a scale and some none, and {choice.modality.name} has one; declare all"
         return Refusal(found.path, Reason.UNIT_CONFLICT, detail)
     pairs = [default if none else pair for pair, none in zip(pairs, silent, strict=True)]
+    # What the file itself declares is believed.
+    if any(silent) and not plausible.reaches(found.dtype, *default, choice.modality):
+        return _too_small(found, *default, choice.modality)
     return [scale for scale, _ in pairs], [offset for _, offset in pairs], not all(silent)
+
+
+def _too_small(found: Header, scale: float, shift: float, modality: Modality) -> Refusal:
+    top = np.iinfo(found.dtype).max * scale + shift
+    detail = (
+        f"{found.dtype} numbers * {scale:g} + {shift:g} end at {top:.3g} {modality.unit}, far below what "
+        f"{modality.name} measures: they are scaled for display or in another unit; give a modality file with "
+        "their scale"
+    )
+    return Refusal(found.path, Reason.UNIT_CONFLICT, detail)
 
 
 def _scene_source(scene: Scene, reader: str) -> Source | list[Refusal]:
@@ -210,4 +223,6 @@ def _part(number: int, member: Member, scene: Scene, declared: Declared) -> tupl
             return Refusal(found.path, Reason.UNIT_CONFLICT, detail)
         scale, shift = own
         state = plausible.APPLIED if shift else plausible.ABSENT
+    elif not plausible.reaches(found.dtype, scale, shift, modality):
+        return _too_small(found, scale, shift, modality)
     return {**_place(number, member), "selector": _selector(found, [band], nodata[0], ([scale], [shift]))}, state

@@ -21,7 +21,7 @@ import numpy as np
 
 from geomed_mae.errors import ReadError
 from geomed_mae.readers.reasons import Reason
-from geomed_mae.readers.regular import shown
+from geomed_mae.readers.regular import quoted, shown
 
 MAX_PIXELS = 1 << 34
 """Rows x columns: a mosaic of 131,072 squared passes, the declared million squared does not."""
@@ -145,7 +145,7 @@ class _Directory:
         self.file, self.size, self.name = file, size, name
         magic = file.read(4)
         if magic not in MAGICS:
-            raise ReadError(f"{name} is not a TIFF: its first bytes are {magic!r}", Reason.NOT_TIFF.name)
+            raise ReadError(f"{name} is not a TIFF: its first bytes are {quoted(magic)}", Reason.NOT_TIFF.name)
         self.order = "<" if magic[:1] == b"I" else ">"
         self.big = magic in MAGICS[2:]
 

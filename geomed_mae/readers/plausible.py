@@ -50,6 +50,9 @@ FRACTION_MAX = 2.0
 """Stored floats up to this are fractions already, no ten-thousandths of them."""
 FAR_OUTSIDE = 5.0
 """So many times the upper end of the modality's range is another unit."""
+REACH = 0.1
+"""Integers that end below this share of the range's upper end are no numbers of the modality: 8-bit pictures of
+reflectance, for example, which would end at 0.0255 where ten-thousandths are meant."""
 MAX_SAMPLES = 1 << 20
 """Pixels a channel that `summary` looks at."""
 
@@ -99,6 +102,13 @@ def expectation(
         "scale": list(scale),
         "shift": list(shift),
     }
+
+
+def reaches(dtype: str, scale: float, shift: float, modality: Modality) -> bool:
+    """Whether the largest number of an integer type, as stored * scale + shift, comes near the modality's range."""
+    if modality.value_range is None or np.dtype(dtype).kind not in "iu":
+        return True
+    return np.iinfo(dtype).max * scale + shift >= REACH * modality.value_range[1]
 
 
 def summary(image: Image) -> tuple[Summary, ...]:

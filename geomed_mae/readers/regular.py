@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,11 @@ WAITS_S = (0.05, 0.2, 0.75)
 
 _TRIES = {Reason.DECODE_FAILED.name: 2, Reason.VANISHED.name: len(WAITS_S) + 1}
 """How often a reading with this outcome is done."""
+
+QUOTED_CHARACTERS = 48
+"""Of a text in a file, as many are shown."""
+
+_QUOTED = re.compile("`[^`]*`?")
 
 _Result = TypeVar("_Result")
 
@@ -153,6 +159,22 @@ def first_bytes(path: Path) -> bytes:
         return patiently(head)
     except OSError as error:
         raise as_read_error(error, path) from None
+
+
+def quoted(text: str | bytes) -> str:
+    """Return text found in a file fit for one line of a message: escaped, bounded, and between backticks.
+
+    It may be anything, a name too. A terminal shows it to whoever has the file; public files leave out what stands
+    between backticks (see `without_quotes`).
+    """
+    words = text.decode("latin-1") if isinstance(text, bytes) else text
+    plain = words[:QUOTED_CHARACTERS].encode("unicode_escape", "backslashreplace").decode("ascii").replace("`", "'")
+    return f"`{plain}{'...' if len(words) > QUOTED_CHARACTERS else ''}`"
+
+
+def without_quotes(message: str) -> str:
+    """Return a message without what it quotes from a file."""
+    return _QUOTED.sub("(not shown)", message)
 
 
 def list_files(root: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from geomed_mae.image import Channel, RasterGeometry
 from geomed_mae.modalities import Modality
 from geomed_mae.modalities.scene import BandFiles
 from geomed_mae.readers.reasons import Reason
+from geomed_mae.readers.regular import quoted
 from geomed_mae.readers.scenes_grid import Misfit, common_grid
 from geomed_mae.readers.source import Refusal
 
@@ -202,7 +203,8 @@ def _place(
     if mask is None:
         channel = modality.channel(match["band"])
         if channel is None:
-            detail = f"band {match['band']} is not a channel of {modality.name}; write a modality file that has it"
+            band = quoted(match["band"])
+            detail = f"band {band} is not a channel of {modality.name}; write a modality file that has it"
             result.refusals.append(Refusal(path, Reason.LEFT_OUT, detail))
             return
         described = modality.channel(header.descriptions[0]) if header.descriptions[0] else None

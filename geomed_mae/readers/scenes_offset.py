@@ -24,7 +24,7 @@ from typing import Any
 from geomed_mae.errors import ReadError
 from geomed_mae.modalities.scene import LEVELS, OffsetRule, SceneRule, XmlFields, names_above
 from geomed_mae.readers.reasons import Reason
-from geomed_mae.readers.regular import as_read_error, shown
+from geomed_mae.readers.regular import as_read_error, quoted, shown
 
 MAX_METADATA_BYTES = 8 << 20
 """A product's XML has some 60 KB."""
@@ -165,7 +165,7 @@ def _from_xml(offset: OffsetRule, wanted: XmlFields, path: Path) -> Declared:
         number = _number([({}, text)], path, wanted.add)
         band = attributes.get("band_id", "")
         if not band.isdigit() or int(band) >= len(offset.band_ids) or not abs(number) <= 1e6:
-            raise ReadError(f"{shown(path)} has {wanted.add} {number:g} of band {band!r}", Reason.MALFORMED.name)
+            raise ReadError(f"{shown(path)} has {wanted.add} {number:g} of band {quoted(band)}", Reason.MALFORMED.name)
         adds[offset.band_ids[int(band)]] = number
     every = None if baseline is None else _of_baseline(offset, baseline)
     if adds:
@@ -185,7 +185,7 @@ def _number(entries: list[tuple[dict[str, str], str]], path: Path, name: str) ->
             return value
     except ValueError:
         pass
-    raise ReadError(f"{shown(path)}: {name} is {entries[0][1][:40]!r}, no number", Reason.MALFORMED.name)
+    raise ReadError(f"{shown(path)}: {name} is {quoted(entries[0][1])}, no number", Reason.MALFORMED.name)
 
 
 def _elements(path: Path, names: tuple[str, ...]) -> dict[str, list[tuple[dict[str, str], str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import inspect
 import pickle
 import subprocess
@@ -17,7 +18,7 @@ from geomed_mae import readers
 from geomed_mae.errors import ConfigError, GeomedError, MissingExtraError, ReadError, TooManyBadInputsError
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.plugins import plugin_names
-from geomed_mae.readers import Survey, read, read_images, survey
+from geomed_mae.readers import Survey, read, read_images, read_labels, read_labels_guarded, survey
 from geomed_mae.readers.reasons import NOT_BAD, UNSUPPORTED, Reason, status
 from geomed_mae.readers.regular import list_files
 from geomed_mae.readers.source import Source
@@ -191,3 +192,29 @@ def test_bad_files_beside_good_ones_are_counted_and_not_passed_over_in_silence(t
     assert "2 files were left out" in caplog.text
     assert "NOT_TIFF" in caplog.text
     assert "DECODE_FAILED" in caplog.text
+
+
+def test_labels_from_a_decoding_child_are_those_of_this_process(archive):
+    (source,) = survey([archive / "raster.tif"], AUTO).sources
+    image = read(source)
+    path = write_geotiff(archive / "labels.tif", RNG.integers(0, 3, (20, 30)).astype(np.uint8))
+    here, there = read_labels(path, image), read_labels_guarded(path, image)
+    np.testing.assert_array_equal(there.array, here.array)
+    assert (there.names, there.counts) == (here.names, here.counts)
+    assert there.array.dtype == np.int16 and there.array.flags.writeable
+    with pytest.raises(ReadError, match="is not a label file") as caught:
+        read_labels_guarded(archive / "notes.txt", image)
+    assert caught.value.reason == "UNKNOWN_FORMAT"
+
+
+def test_a_label_file_that_ends_its_process_is_an_error(archive, monkeypatch):
+    (source,) = survey([archive / "raster.tif"], AUTO).sources
+    image = read(source)
+    monkeypatch.setattr(readers, "_labels_on", _deadly)
+    with pytest.raises(ReadError, match=r"the decoder crashed \(SIGSEGV\)") as caught:
+        read_labels_guarded(archive / "raster.tif", image)
+    assert caught.value.reason == "DECODE_FAILED"
+
+
+def _deadly(*_):
+    ctypes.string_at(0)

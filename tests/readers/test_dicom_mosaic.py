@@ -1,4 +1,4 @@
-"""Siemens mosaics: nibabel's MosaicWrapper is the oracle, and the arithmetic of the sheet by hand."""
+"""Mosaics of Siemens and United Imaging: nibabel's MosaicWrapper is the oracle, and the sheet's arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from geomed_mae.modalities import resolve_modalities
 from geomed_mae.readers import dicom
 from geomed_mae.readers.dicom_csa import csa_texts, protocol_positions
 from geomed_mae.readers.source import Refusal, Source
-from tests.make_dicom import AXIAL, csa_header, mosaic, protocol, save
+from tests.make_dicom import AXIAL, csa_header, dataset, mosaic, protocol, save
 
 RNG = np.random.default_rng(8)
 VOLUME = RNG.integers(1, 2000, (7, 4, 6)).astype(np.int16)
@@ -156,6 +156,84 @@ def test_a_mosaic_that_has_lost_its_image_type_is_known_by_its_private_count(tmp
         "BAD_FRAMES",
         "ImageType says no mosaic, the private NumberOfImagesInMosaic says 7 slices",
     )
+
+
+def test_a_mosaic_without_image_type_and_count_is_known_by_its_csa_header(tmp_path):
+    path = save(mosaic(VOLUME, csa=csa_of(7, normal_of(AXIAL)), ImageType=None), tmp_path / "a")
+    (source,) = sources_of(path)
+    np.testing.assert_array_equal(dicom.read(source).array[0], VOLUME)
+
+
+def united(volume: np.ndarray, *, listed: int | None = None, **tags: object) -> pydicom.Dataset:
+    """Return a sheet of United Imaging, whose slices lie at (5, 6, 3.5 * number) mm and say so in a private list."""
+    count, rows, columns = volume.shape
+    across = int(np.ceil(np.sqrt(count)))
+    sheet = np.zeros((-(-count // across) * rows, across * columns), volume.dtype)
+    for number, plane in enumerate(volume):
+        top, left = number // across * rows, number % across * columns
+        sheet[top : top + rows, left : left + columns] = plane
+    tiles = []
+    for number in range(count if listed is None else listed):
+        tile = pydicom.Dataset()
+        tile.ImagePositionPatient = [5.0, 6.0, 3.5 * number]
+        tiles.append(tile)
+    made = dataset(
+        sheet,
+        **{
+            "Modality": "MR",
+            "Manufacturer": "UIH",
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "VFRAME"],
+            "ImageOrientationPatient": list(AXIAL),
+            "PixelSpacing": [1.5, 2.0],
+        }
+        | tags,
+    )
+    block = made.private_block(0x0065, "Image Private Header", create=True)
+    block.add_new(0x50, "DS", str(count))
+    if listed != 0:
+        block.add_new(0x51, "SQ", tiles)
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 9, 20])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])
+def test_a_sheet_of_united_imaging_is_cut_and_placed_by_its_list(tmp_path, count, syntax):
+    volume = RNG.integers(1, 2000, (count, 4, 6)).astype(np.int16)
+    (source,) = sources_of(save(united(volume), tmp_path / "a", syntax=syntax))
+    image = dicom.read(source)
+    np.testing.assert_array_equal(image.array[0], volume)
+    for number in range(count):
+        np.testing.assert_allclose(image.geometry.affine @ (number, 1, 1, 1), (7, 7.5, 3.5 * number, 1), atol=1e-9)
+    window = dicom.read(source, (slice(count - 1, count), slice(1, 3), slice(2, 6)))
+    np.testing.assert_array_equal(window.array[0, 0], volume[-1, 1:3, 2:6])
+
+
+@pytest.mark.parametrize(
+    ("made", "reason", "detail"),
+    [
+        (
+            united(VOLUME, listed=0),
+            "MISSING_TAG",
+            "a UIH mosaic without the private list of its slices: keep private groups 0019, 0029 and 0065 when "
+            "de-identifying, or export the series without mosaics",
+        ),
+        (united(VOLUME, listed=6), "BAD_FRAMES", "a UIH mosaic that lists 6 slices"),
+        (
+            united(VOLUME, ImageOrientationPatient=None),
+            "BAD_GEOMETRY",
+            "a UIH mosaic: ImageOrientationPatient is missing",
+        ),
+        (
+            united(VOLUME, Rows=13, PixelData=bytes(13 * 18 * 2)),
+            "BAD_GEOMETRY",
+            "a sheet of 13 x 18 pixels does not hold 3 x 3 tiles of a mosaic",
+        ),
+    ],
+    ids=["no list", "short list", "no orientation", "odd sheet"],
+)
+def test_what_a_sheet_of_united_imaging_cannot_say_is_refused(tmp_path, made, reason, detail):
+    refusal = refusal_of(save(made, tmp_path / "a"))
+    assert (refusal.reason.name, refusal.detail) == (reason, detail)
 
 
 def test_a_private_block_of_somebody_else_is_not_read_as_siemens(tmp_path):

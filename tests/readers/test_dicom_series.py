@@ -205,11 +205,13 @@ def test_a_series_without_sop_class_and_frame_of_reference_is_read(tmp_path):
     assert shapes(checked(paths)) == [(5, 4, 6)]
 
 
-def test_every_patient_of_a_mixed_series_is_part_of_its_identity(tmp_path):
+def test_two_patients_of_a_mixed_series_are_two_volumes_that_their_study_ties_together(tmp_path):
     paths = write_stack(tmp_path, along((0, 0, 1), (0, 1)), PatientID="A")
     paths += write_stack(tmp_path, along((0, 0, 1), (2, 3)), PatientID="B")
-    (source,) = checked(paths).sources
-    assert [value for kind, value in source.identity if kind == "patient"] == ["A|", "B|"]
+    one, two = checked(paths).sources
+    patients = [[value for kind, value in source.identity if kind == "patient"] for source in (one, two)]
+    assert patients == [["A|"], ["B|"]]
+    assert {("study", uid("study")), ("series", uid("series"))} <= {*one.identity} & {*two.identity}
 
 
 def test_sources_know_the_instances_of_their_slices(tmp_path):
@@ -630,3 +632,84 @@ def test_a_cine_of_projections_is_one_plane_a_frame(tmp_path):
     found = checked([save(made, tmp_path / "a")])
     assert [source.selector["frames"] for source in found.sources] == [[0], [1], [2], [3]]
     np.testing.assert_array_equal(dicom.read(found.sources[2]).array[0], clip[2])
+
+
+# Cine and spin labelling
+
+
+def test_phases_of_a_cine_whose_slices_have_trigger_times_of_their_own_are_volumes(tmp_path):
+    # Slices were triggered one after the other: no trigger time occurs at two positions, and instances are shuffled.
+    phases = RNG.integers(0, 2000, (4, *VOLUME.shape)).astype(np.int16)
+    paths = []
+    for (phase, depth), instance in zip(np.ndindex(4, 5), RNG.permutation(20).tolist(), strict=True):
+        paths.append(
+            write_slice(
+                tmp_path / f"{instance}",
+                phases[phase, depth],
+                position=(0, 0, 2.0 * depth),
+                Modality="MR",
+                TriggerTime=f"{40 * phase + 3 * depth + 1}",
+                InstanceNumber=instance,
+            )
+        )
+    found = checked(paths)
+    assert reasons(found) == {}
+    read = sorted((dicom.read(source).array[0] for source in found.sources), key=lambda volume: volume[0, 0, 0])
+    expected = sorted(phases, key=lambda volume: volume[0, 0, 0])
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_trigger_times_that_are_missing_at_a_position_tell_no_phases_apart(tmp_path):
+    paths = [
+        write_slice(
+            tmp_path / f"{phase}{depth}",
+            VOLUME[depth] + phase,
+            position=(0, 0, 2.0 * depth),
+            Modality="MR",
+            TriggerTime=None if (phase, depth) == (1, 2) else f"{40 * phase + 3 * depth + 1}",
+            InstanceNumber=None,
+        )
+        for phase, depth in np.ndindex(2, 5)
+    ]
+    assert reasons(checked(paths)) == {"DUP_POSITION": 10}
+
+
+@pytest.mark.parametrize("creator", ["Philips MR Imaging DD 005", None])
+def test_label_and_control_of_spin_labelling_are_volumes_of_their_own(tmp_path, creator):
+    paths = []
+    for phase, depth, label in np.ndindex(2, 5, 2):
+        path = write_slice(
+            tmp_path / f"{phase}{depth}{label}",
+            VOLUME[depth] + 10 * phase + label,
+            position=(0, 0, 2.0 * depth),
+            Modality="MR",
+            Manufacturer="Philips",
+            TriggerTime=f"{250 * phase + 20 * depth + 300}",
+            InstanceNumber=None,
+        )
+        if creator:
+            held = pydicom.dcmread(path)
+            for number in range(1, 5):
+                held.private_block(0x2005, f"Philips MR Imaging DD {number:03d}", create=True)
+            held.private_block(0x2005, creator, create=True).add_new(0x29, "CS", ("LABEL", "CONTROL")[label])
+            held.save_as(path)
+        paths.append(path)
+    found = checked(paths)
+    if creator is None:
+        assert reasons(found) == {"DUP_POSITION": 20}
+        return
+    assert reasons(found) == {}
+    offsets = sorted(int((dicom.read(source).array[0] - VOLUME).max()) for source in found.sources)
+    assert offsets == [0, 1, 10, 11]
+
+
+def test_spin_labelling_of_enhanced_objects_is_told_by_its_context(tmp_path):
+    frames = [{"position": (0, 0, 2.0 * depth)} for _ in range(2) for depth in range(5)]
+    made = enhanced(np.concatenate([VOLUME, VOLUME + 7]), frames)
+    for number, item in enumerate(made.PerFrameFunctionalGroupsSequence):
+        context = Dataset()
+        context.ASLContext = "LABEL" if number < 5 else "CONTROL"
+        item.MRArterialSpinLabelingSequence = Items([context])
+    found = survey([save(made, tmp_path / "a")])
+    assert reasons(found) == {}
+    assert sorted(int((dicom.read(source).array[0] - VOLUME).max()) for source in found.sources) == [0, 7]

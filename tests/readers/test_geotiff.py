@@ -432,7 +432,7 @@ def test_a_wrong_number_or_name_of_bands_is_a_mismatch_that_says_which(tmp_path)
     assert refusal(few, "landsat7").reason is Reason.BAND_MISMATCH
     assert "5 undescribed bands cannot be the 6 of landsat7" in refusal(few, "landsat7").detail
     odd = write_geotiff(tmp_path / "b.tif", pixels(3), descriptions=["TCI_R", "B8", "B12"])
-    assert "bands TCI_R are not bands of sentinel2-l2a" in refusal(odd, "sentinel2-l2a").detail
+    assert "bands `TCI_R` are not bands of sentinel2-l2a" in refusal(odd, "sentinel2-l2a").detail
     assert refusal(few, ["landsat7", "sentinel1"]).reason is Reason.MODALITY_MISMATCH
     assert "landsat7 (6), sentinel1 (2)" in refusal(few, ["landsat7", "sentinel1"]).detail
     assert refusal(few, "ct").reason is Reason.MODALITY_MISMATCH
@@ -857,7 +857,7 @@ def test_real_fires_are_named_by_their_bands_and_not_by_their_number(shared_data
     files = sorted((shared_data / "sat" / "wildfire_s2" / "images").glob("*.tif"))
     found = survey(files, resolve_modalities("sentinel2-l2a"))
     assert len(found.sources) == 13 and {r.reason for r in found.refusals} == {Reason.BAND_MISMATCH}
-    assert all("bands TCI_R, TCI_G, TCI_B are not bands of sentinel2-l2a" in r.detail for r in found.refusals)
+    assert all("bands `TCI_R`, `TCI_G`, `TCI_B` are not bands of sentinel2-l2a" in r.detail for r in found.refusals)
     assert all("give a modality file that has its bands, or use auto" in r.detail for r in found.refusals)
     for source in found.sources:
         rows, columns = source.geometry.gsd_m

@@ -12,7 +12,16 @@ import pytest
 
 from geomed_mae.errors import ConfigError, ReadError
 from geomed_mae.readers import regular
-from geomed_mae.readers.regular import believed, check_regular, first_bytes, list_files, patiently, shown
+from geomed_mae.readers.regular import (
+    believed,
+    check_regular,
+    first_bytes,
+    list_files,
+    patiently,
+    quoted,
+    shown,
+    without_quotes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +83,14 @@ def test_an_empty_file_and_a_forbidden_file_have_their_own_reasons(tmp_path, mon
 @pytest.mark.parametrize("name", ["a\nb.tif", "a\x1b[31mred.tif", "a\udcff.tif", "ä.tif"])
 def test_a_name_is_shown_as_one_plain_line(tmp_path, name):
     assert shown(tmp_path / name).isprintable() and shown(tmp_path / name).isascii()
+
+
+@pytest.mark.parametrize("text", ["Doe^Jane", "a`b", "a\nb\x1b[31m", "ä\udcff", b"\xff\xd8J\n", "x" * 500, ""])
+def test_what_a_file_says_is_shown_in_one_line_and_left_out_of_public_files(text):
+    message = f"its name is {quoted(text)}, which is none"
+    assert message.isprintable() and message.isascii() and message.count("`") == 2 and len(message) < 600
+    assert without_quotes(message) == "its name is (not shown), which is none"
+    assert without_quotes(message[:14]) == "its name is (not shown)"  # a message that was cut
 
 
 def test_a_folder_is_listed_in_order_without_entering_links(tmp_path):

@@ -214,11 +214,11 @@ def test_metadata_and_name_that_disagree_are_refused(tmp_path):
         ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares a document type"),
         ("<a><b></a>", "is no XML"),
         ("\ufeff<a", "is no XML"),
-        (metadata("L2A", "04.00", -1000).replace("-1000", "minus"), "BOA_ADD_OFFSET is 'minus', no number"),
+        (metadata("L2A", "04.00", -1000).replace("-1000", "minus"), "BOA_ADD_OFFSET is `minus`, no number"),
         (metadata("L2A", "04.00", -1000).replace("-1000", "1e30"), "has BOA_ADD_OFFSET 1e+30"),
-        (metadata("L2A", "nan", -1000), "PROCESSING_BASELINE is 'nan', no number"),
+        (metadata("L2A", "nan", -1000), "PROCESSING_BASELINE is `nan`, no number"),
         (metadata("L2A", "04.00", -1000, 0), "divides by 0"),
-        (metadata("L2A", "04.00", -1000).replace('band_id="7"', 'band_id="99"'), "of band '99'"),
+        (metadata("L2A", "04.00", -1000).replace('band_id="7"', 'band_id="99"'), "of band `99`"),
     ],
 )
 def test_metadata_that_cannot_be_read_refuses_its_scene(tmp_path, text, says):
@@ -798,3 +798,59 @@ def test_the_real_bigearthnet_patch_equals_rasterio_band_by_band(shared_data):
     index = scan_archive([folder], "auto")
     assert len(index) == 1 and [e.status for e in index.ledger.entries].count("used") == 12
     assert index.rows[0].flags == ()
+
+
+def test_polarisations_named_by_their_folder_alone_are_one_image(tmp_path):
+    folder = tmp_path / "S1A_IW_GRDH_1SDV_20200329T001515_20200329T001540_031883_03AE27_9BAF"
+    folder.mkdir()
+    array = {p: RNG.normal(-14, 4, (20, 20)).astype(np.float32) for p in ("VH", "VV")}
+    for polarisation, values in array.items():
+        write_geotiff(folder / f"{polarisation}.tif", values)
+    source = only(tmp_path)
+    assert source.modality == "sentinel1"
+    np.testing.assert_array_equal(readers.read(source).array, [array["VV"], array["VH"]])
+
+
+def test_bands_of_sentinel_2_may_be_numbered_without_a_zero(tmp_path):
+    stored = {band: numbers(reflectances(20, 20, 1)) for band in ("B2", "B8A", "B12")}
+    for band, array in stored.items():
+        write_geotiff(tmp_path / f"{band}.tif", array)
+    source = only(tmp_path, "sentinel2-l2a")
+    assert [c.name for c in source.channels] == ["B02", "B8A", "B12"]
+    assert {s.modality for s in look(tmp_path).sources} == {"unnamed-raster"}
+
+
+def test_a_landsat_band_is_no_band_of_the_sentinel_2_that_is_named(tmp_path):
+    path = tmp_path / "LC08_L1TP_193026_20220611_20220616_02_T1_B4.TIF"
+    write_geotiff(path, RNG.integers(5000, 20000, (20, 30)).astype(np.uint16))
+    assert reasons(look(tmp_path, "sentinel2-l2a")) == {path.name: "MODALITY_MISMATCH"}
+
+
+@pytest.mark.parametrize("modality", ["sentinel2-l2a", "landsat8", "hls-s30"])
+def test_eight_bits_cannot_hold_scaled_reflectance(tmp_path, modality):
+    """Chips scaled for display keep the names of the bands: times 0.0001 they would all be black."""
+    names = {"landsat8": ["SR_B2", "SR_B3", "SR_B6"]}.get(modality, ["B02", "B03", "B04"])
+    write_geotiff(tmp_path / "a.tif", RNG.integers(1, 255, (3, 20, 20)).astype(np.uint8), descriptions=names)
+    found = look(tmp_path, modality)
+    assert [r.reason.name for r in found.refusals] == ["UNIT_CONFLICT"]
+    assert "scaled for display or in another unit; give a modality file" in found.refusals[0].detail
+    assert only(tmp_path).modality == "unnamed-raster"
+    (tmp_path / "scene").mkdir()
+    for band in ("B02", "B03"):
+        write_geotiff(tmp_path / "scene" / f"x_{band}.tif", RNG.integers(1, 255, (9, 9)).astype(np.uint8))
+    scene = look(tmp_path / "scene", "sentinel2-l2a")
+    assert scene.sources == [] and set(reasons(scene).values()) == {"UNIT_CONFLICT"}
+
+
+def test_names_that_two_landsats_share_are_not_guessed(tmp_path):
+    """SR_B2 is blue for OLI and green for TM, with one scale: a wrong guess would change every wavelength."""
+    stored = RNG.integers(7300, 20000, (3, 20, 20)).astype(np.uint16)
+    write_geotiff(tmp_path / "a.tif", stored, descriptions=["SR_B4", "SR_B3", "SR_B2"])
+    source = only(tmp_path)
+    assert source.modality == "unnamed-raster" and "MODALITY_AMBIGUOUS" in source.flags
+    assert [c.wavelength_nm for c in only(tmp_path, "landsat8").channels] == [655, 561, 482]
+    assert [c.wavelength_nm for c in only(tmp_path, "landsat-tm-sr").channels] == [835, 660, 560]
+    oli = tmp_path / "oli"
+    oli.mkdir()
+    write_geotiff(oli / "a.tif", stored, descriptions=["SR_B4", "SR_B3", "SR_B6"])
+    assert only(oli).modality == "landsat8"

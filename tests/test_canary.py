@@ -1,0 +1,308 @@
+"""Promise 7: no identifier reaches a public output. Every text that a file can hold, and every path, is a canary.
+
+DICOM: every text attribute of the standard, private ones, dates, UIDs, items of sequences and functional groups, values
+that make a library warn. GeoTIFF: the baseline text tags, GDAL's metadata, band descriptions. Pictures: text chunks,
+comments, EXIF. NIfTI: the free text of the header. Scenes: their metadata. Structure sets and segmentations have a run
+of their own in test_finetune_dicom.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pydicom import config
+from pydicom.datadict import DicomDictionary, keyword_for_tag
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from tests import make_data, make_dicom, make_scenes
+
+PRIVATE = ("locations.parquet", "salt", "journal")
+"""Files of an index that are documented as private (mode 0600); never in a run."""
+
+TEXT = {"AE": 12, "LO": 40, "LT": 40, "PN": 40, "SH": 14, "ST": 40, "UC": 40, "UR": 40, "UT": 40}
+"""Text value representations (PS3.5 section 6.2) and how long our canary in them is."""
+
+KEPT = {"SpecificCharacterSet"}
+"""Without a true value here the file could not be read at all."""
+
+
+def token(number: int, length: int) -> str:
+    return f"Zq{number:05d}KANARIENVOGEL"[:length]
+
+
+def planted(modality: str, plane: np.ndarray, place: float) -> tuple[Dataset, set[str]]:
+    """Return a slice whose every text attribute of the standard, and some private ones, hold a canary."""
+    made = make_dicom.dataset(plane, Modality=modality, PixelSpacing=[1.0, 1.0])
+    made.ImagePositionPatient, made.ImageOrientationPatient = [0.0, 0.0, place], list(make_dicom.AXIAL)
+    return made, plant(made)
+
+
+def plant(made: Dataset) -> set[str]:
+    """Put canaries into all attributes that a data set does not have yet; return them."""
+    tokens = set()
+    with config.disable_value_validation():
+        for number, (tag, (vr, _, _, retired, _)) in enumerate(sorted(DicomDictionary.items())):
+            keyword = keyword_for_tag(tag)
+            free = vr in TEXT and not retired and tag >> 16 > 8
+            if keyword and (free or keyword in ("InstitutionName", "StationName")):
+                if keyword in KEPT or tag in made or tag >> 16 >= 0x7FE0:
+                    continue
+                value = token(number, TEXT.get(vr, 12))
+                made.add_new(tag, vr, f"{value}^{value[::-1]}" if vr == "PN" else value)
+                tokens |= {value, value[::-1]} if vr == "PN" else {value}
+        dates = {"PatientBirthDate": "19470213", "StudyDate": "20010911", "AcquisitionTime": "031415.926"}
+        uids = {"StudyInstanceUID": "1.2.777.888.1", "SeriesInstanceUID": "1.2.777.888.2", "DeviceUID": "1.2.777.888.3"}
+        for keyword, value in {**dates, **uids, "FrameOfReferenceUID": "1.2.777.888.4", "PatientAge": "077Y"}.items():
+            setattr(made, keyword, value)
+            tokens.add(value)
+        item = Dataset()
+        item.CodeMeaning = token(90001, 30)
+        made.ProcedureCodeSequence = Sequence([item])
+        block = made.private_block(0x0019, "KANARIENVOGEL CREATOR", create=True)
+        block.add_new(0x10, "LO", token(90002, 30))
+        block.add_new(0x11, "UN", token(90003, 30).encode())
+        # Values that make pydicom warn or fail when they are looked at.
+        made.SliceLocation, made.SeriesNumber = "90004.90004", "90005900"
+    return {*tokens, token(90001, 30), token(90002, 30), token(90003, 30), *SPOILT.values()}
+
+
+SPOILT = {"90004.90004": "Zq90004KANA", "90005900": "Zq90005K"}
+"""Numbers that become text after writing, because no library writes such a file."""
+
+
+def saved(made: Dataset, path: Path) -> Path:
+    """Write a data set and spoil its numbers."""
+    make_dicom.save(made, path)
+    for number, text in SPOILT.items():
+        make_dicom.patch(path, number.encode(), text.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    root = tmp_path_factory.mktemp("archive") / "ZqPATHKANARIENVOGEL_DOE_JANE"
+    rng = np.random.default_rng(7)
+    base = rng.integers(0, 900, (40, 40)).astype("int16")
+    tokens = {"ZqPATHKANARIENVOGEL", "DOE_JANE", "ZqFILEKANARIENVOGEL"}
+    for patient in range(2):
+        for number in range(5):
+            made, more = planted("MR", base + number + patient, 2.0 * number)
+            made.PatientID = f"ZqID{patient}KANARIENVOGEL"
+            made.StudyInstanceUID = f"1.2.777.888.1.{patient}"
+            made.SeriesInstanceUID = f"1.2.777.888.2.{patient}"
+            made.FrameOfReferenceUID = f"1.2.777.888.4.{patient}"
+            tokens |= {*more, made.PatientID}
+            saved(made, root / f"ZqFILEKANARIENVOGEL{patient}_{number}.dcm")
+    bad, _ = planted("MR", base, 99.0)
+    bad.RescaleSlope, bad.RescaleIntercept = "1", "0"
+    path = saved(bad, root / "ZqFILEKANARIENVOGEL_bad.dcm")
+    make_dicom.patch(path, b"DS\x02\x001 ", b"DS\x02\x00Zq")
+    truncated, _ = planted("CT", base, 0.0)
+    path = saved(truncated, root / "ZqFILEKANARIENVOGEL_cut")
+    path.write_bytes(path.read_bytes()[:-100])
+    frames = [{"position": (0.0, 0.0, 2.0 * number)} for number in range(3)]
+    whole = make_dicom.enhanced(np.stack([base.astype("uint16")] * 3) + 3, frames, SeriesInstanceUID="1.2.777.888.5")
+    tokens |= plant(whole)
+    for number, item in enumerate(whole.PerFrameFunctionalGroupsSequence):
+        item.FrameContentSequence[0].FrameComments = token(90010 + number, 30)
+        item.FrameContentSequence[0].FrameLabel = token(90020 + number, 14)
+        tokens |= {token(90010 + number, 30), token(90020 + number, 14)}
+    saved(whole, root / "ZqFILEKANARIENVOGEL_enhanced")
+    capture, _ = planted("US", base.astype("uint8"), 0.0)
+    saved(capture, root / "ZqFILEKANARIENVOGEL_us")
+    (root / "ZqFILEKANARIENVOGEL.txt").write_text("ZqTEXTKANARIENVOGEL")
+    return root, tokens | {"ZqTEXTKANARIENVOGEL", "KANARIENVOGEL"}
+
+
+def run(*words: object) -> bytes:
+    """Run the command line; return what it says, on either stream, and demand that it works."""
+    done = subprocess.run(
+        [sys.executable, "-m", "geomed_mae", *map(str, words)], capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return done.stdout + done.stderr
+
+
+def public_bytes(folder: Path) -> dict[str, bytes]:
+    """Return every public file below a folder, tables as text, and the names of all files."""
+    found = {"names": "\n".join(str(path.relative_to(folder)) for path in folder.rglob("*")).encode()}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith(PRIVATE):
+            found[path.name] = path.read_bytes()
+            if path.suffix == ".parquet":
+                found[path.name] += str(pq.read_table(path).to_pylist()).encode()
+    return found
+
+
+def leaks(content: bytes, tokens: set[str], *, known: bytes = b"") -> list[str]:
+    """Return the canaries in `content`, in any of three encodings, in any case."""
+    low = content.replace(known, b"").lower()
+    return [
+        one
+        for one in sorted(tokens)
+        if any(one.lower().encode(code) in low for code in ("utf-8", "utf-16le", "utf-16be"))
+    ]
+
+
+def closed(index: Path) -> None:
+    """Demand that the private files of an index are there, and for their owner alone."""
+    private = [path for path in index.iterdir() if path.name.startswith(PRIVATE)]
+    assert {path.name for path in private} >= {"locations.parquet", "salt", "journal.sqlite"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in private)
+
+
+def test_the_canary_is_found_where_it_is(archive):
+    root, tokens = archive
+    assert len(tokens) > 300
+    content = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert len(leaks(content, tokens)) > 300
+
+
+def test_no_identifier_reaches_a_public_output(archive, tmp_path):
+    root, tokens = archive
+    how = ("--modality", "mr", "--max-bad", "50%", "--split", "group")
+    said = {"scan": run("-vv", "scan", root, "--out", tmp_path / "index", *how)}
+    closed(tmp_path / "index")
+    said["inspect"] = run("-vv", "inspect", root / "ZqFILEKANARIENVOGEL0_0.dcm", "--json")
+    said["inspect enhanced"] = run("inspect", root / "ZqFILEKANARIENVOGEL_enhanced", "--json")
+    small = [
+        "train.steps=2",
+        "train.batch_size=2",
+        "train.checkpoint_every=2",
+        "model.depth=1",
+        "data.crop_3d=[4, 32, 32]",
+    ]
+    overrides = [word for one in small for word in ("--set", one)]
+    said["pretrain"] = run(
+        "-vv", "pretrain", "pretrain_mr_tiny", "--archive", tmp_path / "index", "--out", tmp_path / "run", *overrides
+    )
+    said["report"] = run("-vv", "report", tmp_path / "run")
+    said["embed"] = run("embed", tmp_path / "run", "--archive", tmp_path / "index", "--out", tmp_path / "vectors")
+    for folder in ("index", "run", "vectors"):
+        said |= {f"{folder}/{name}": content for name, content in public_bytes(tmp_path / folder).items()}
+    found = {name: hits for name, content in said.items() if (hits := leaks(content, tokens))}
+    assert not found
+
+
+def test_a_refused_file_is_named_to_its_user_but_its_contents_are_not(archive):
+    root, tokens = archive
+    done = subprocess.run(
+        [sys.executable, "-m", "geomed_mae", "inspect", str(root / "ZqFILEKANARIENVOGEL_bad.dcm")],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    # The terminal may say which file: its user has just typed the name.
+    assert leaks(done.stdout + done.stderr, tokens - {"ZqFILEKANARIENVOGEL", "KANARIENVOGEL"}) == []
+
+
+# ------------------------------------------------------------------------------------------------- the other formats
+
+
+def scene(path: Path, number: int, **how: object) -> Path:
+    values = np.random.default_rng(number).integers(1, 255, (6, 48, 48)).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags = ("ARTIST", "IMAGEDESCRIPTION", "SOFTWARE", "HOSTCOMPUTER", "DOCUMENTNAME", "COPYRIGHT")
+    said = {f"TIFFTAG_{tag}": token(80000 + at, 30) for at, tag in enumerate(tags)}
+    said |= {"TIFFTAG_DATETIME": "1947:02:13 03:14:15", "PATIENT": token(80007, 30)}
+    spaces = {"": said, "KANARIENVOGEL": {"owner": token(80008, 30)}, "RPC": {"LINE_OFF": token(80009, 30)}}
+    return make_data.write_geotiff(path, values, namespaces=spaces, **how)
+
+
+def radiographs(root: Path) -> None:
+    from PIL import Image, PngImagePlugin
+
+    grey = np.random.default_rng(3).integers(0, 255, (40, 40)).astype(np.uint8)
+    words = PngImagePlugin.PngInfo()
+    words.add_text("Author", token(81000, 30))
+    words.add_itxt("Comment", token(81001, 30), zip=True)
+    words.add_text("Title", token(81002, 30), zip=True)
+    Image.fromarray(grey).save(root / "ZqFILEKANARIENVOGEL.png", pnginfo=words)
+    exif = Image.Exif()
+    exif[0x013B], exif[0x010E], exif[0x0132] = token(81003, 30), token(81004, 30), "1947:02:13 03:14:15"
+    # JPEG, twice as large: no copy of the other.
+    Image.fromarray(255 - np.tile(grey, (2, 2))).save(
+        root / "ZqFILEKANARIENVOGEL.jpg", exif=exif, comment=token(81005, 30), quality=90
+    )
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Archives of the other formats, by modality; every text and name in them is a canary."""
+    root = tmp_path_factory.mktemp("others") / "ZqPATHKANARIENVOGEL_DOE_JANE"
+    for number in range(2):
+        scene(root / "landsat7" / f"ZqFILEKANARIENVOGEL{number}.tif", number)
+    scene(root / "landsat7" / "ZqFILEKANARIENVOGEL_odd.tif", 5, descriptions=[token(82000 + n, 30) for n in range(6)])
+    cut = scene(root / "landsat7" / "ZqFILEKANARIENVOGEL_cut.tif", 6)
+    cut.write_bytes(cut.read_bytes()[:-500])
+    (root / "landsat7" / "notes").write_text("Zq8KANAR is what this text begins with")
+    (root / "landsat7" / "page.tif").write_text("Zq8K of a page")
+    (root / "xray").mkdir()
+    radiographs(root / "xray")
+    (root / "mr").mkdir()
+    for number in range(2):
+        volume = np.random.default_rng(number).integers(0, 900, (20, 24, 16)).astype(np.int16)
+        make_data.write_nifti(
+            root / "mr" / f"ZqFILEKANARIENVOGEL{number}.nii",
+            volume,
+            descrip=token(83000, 60),
+            aux_file=token(83001, 20),
+            db_name=token(83002, 15),
+            intent_name=token(83003, 12),
+        )
+    words = make_scenes.metadata("L2A", "04.00", -1000).replace("</", f"<!--{token(84000, 30)}--></", 1)
+    product, _ = make_scenes.safe_l2a(root / "sentinel2-l2a", rows=60, suffix="tif", xml=words)
+    (product / "GRANULE" / "ZqFILEKANARIENVOGEL.xml").write_text(f"<a>{token(84001, 30)}</a>")
+    spoilt = make_scenes.metadata("L2A", token(84002, 30), -1000)
+    make_scenes.safe_l2a(root / "sentinel2-l2a" / "ZqFOLDERKANARIENVOGEL", rows=60, suffix="tif", xml=spoilt)
+    tokens = {"ZqPATHKANARIENVOGEL", "DOE_JANE", "ZqFILEKANARIENVOGEL", "KANARIENVOGEL", "Zq8K", "1947:02:13"}
+    used = {first: range(first, first + 10) for first in range(80000, 85000, 1000)}
+    return root, tokens | {token(number, 30)[:12] for numbers in used.values() for number in numbers}
+
+
+@pytest.mark.parametrize("modality", ["landsat7", "xray", "mr", "sentinel2-l2a"])
+@pytest.mark.parametrize("named", [True, False], ids=["named", "auto"])
+def test_no_text_of_the_other_formats_reaches_a_public_output(others, tmp_path, modality, named):
+    root, tokens = others
+    if not named and modality == "xray":
+        pytest.skip("a grey picture is of no modality in particular")
+    folder = root / modality
+    assert len(leaks(b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file()), tokens)) > 2
+    words = ("--modality", modality) if named else ()
+    said = {"scan": run("-vv", "scan", folder, "--out", tmp_path / "index", "--max-bad", "100%", *words)}
+    closed(tmp_path / "index")
+    said["inspect"] = run("-vv", "inspect", tmp_path / "index", "--json")
+    said |= {f"index/{name}": content for name, content in public_bytes(tmp_path / "index").items()}
+    assert {name: hits for name, content in said.items() if (hits := leaks(content, tokens))} == {}
+
+
+def test_no_text_of_a_geotiff_reaches_a_run(others, tmp_path):
+    root, tokens = others
+    said = {"scan": run("scan", root / "landsat7", "--out", tmp_path / "index", "--max-bad", "100%",
+                        "--modality", "landsat7")}  # fmt: skip
+    small = [
+        "train.steps=2",
+        "train.batch_size=2",
+        "train.checkpoint_every=2",
+        "model.depth=1",
+        "data.crop_2d=[32, 32]",
+    ]
+    overrides = [word for one in small for word in ("--set", one)]
+    said["pretrain"] = run(
+        "-vv",
+        "pretrain",
+        "pretrain_landsat7_tiny",
+        "--archive",
+        tmp_path / "index",
+        "--out",
+        tmp_path / "run",
+        *overrides,
+    )
+    said |= public_bytes(tmp_path / "run")
+    assert {name: hits for name, content in said.items() if (hits := leaks(content, tokens))} == {}
