@@ -32,7 +32,7 @@ from readers_dicom import header_scan, series_load
 
 from geomed_mae.archives.build import open_archive
 from geomed_mae.config import DataConfig
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers.geotiff.open import rasterio
 from geomed_mae.samples.loader import Steps
 
 MODALITY, BANDS, SCALE = "sentinel2-l2a", ("B02", "B03", "B04", "B08"), 1e-4

@@ -28,8 +28,8 @@ from geomed_mae.image import Image
 from geomed_mae.predict import predict
 from geomed_mae.pretrain import pretrain
 from geomed_mae.readers import read_images, read_labels
-from geomed_mae.readers.geotiff_grid import native_grid
-from geomed_mae.readers.geotiff_open import opened
+from geomed_mae.readers.geotiff.grid import native_grid
+from geomed_mae.readers.geotiff.open import opened
 from geomed_mae.report import Figure, Section, picture, run_section, write_page
 from geomed_mae.scan import scan
 from geomed_mae.writers import cog

@@ -1,4 +1,4 @@
-"""The folder is the registry: a plug-in is a module in a package folder, or an entry point of another distribution.
+"""The folder is the registry: a plug-in is a module or package in it, or an entry point of another distribution.
 
 A name is looked up, never an import path: nothing found in data can decide what is imported.
 Entry points live in the group `geomed_mae.<folder>` (for example `geomed_mae.readers`).
@@ -29,11 +29,15 @@ def plugin_names(folder: str, *, marker: str) -> list[str]:
         for info in pkgutil.iter_modules(package.__path__)
         if any(
             line.startswith((f"{marker} ", f"{marker}:", f"def {marker}(", f"class {marker}(", f"class {marker}:"))
-            for line in (Path(package.__path__[0]) / f"{info.name}.py").read_text(encoding="utf-8").splitlines()
+            for line in _source(Path(package.__path__[0]), info).read_text(encoding="utf-8").splitlines()
         )
     ]
     foreign = [point.name for point in importlib.metadata.entry_points(group=f"{PACKAGE}.{folder}")]
     return sorted({*own, *foreign})
+
+
+def _source(folder: Path, info: pkgutil.ModuleInfo) -> Path:
+    return folder / info.name / "__init__.py" if info.ispkg else folder / f"{info.name}.py"
 
 
 def load_plugin(folder: str, name: str, *, marker: str) -> ModuleType:

@@ -158,7 +158,7 @@ def label_apart_outcome(path: Path) -> str:
 def _place(path: Path) -> tuple[Any, Any]:
     from geomed_mae.image import Channel, Image, RasterGeometry, VolumeGeometry
     from geomed_mae.readers import LabelQuery
-    from geomed_mae.readers.geotiff_open import rasterio
+    from geomed_mae.readers.geotiff.open import rasterio
 
     raster = path.suffix in (".geojson", ".gpkg", ".shp")
     shape = (1, 48, 48) if raster else (1, 3, 48, 48)

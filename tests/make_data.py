@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers.geotiff.open import rasterio
 
 UTM_10M = (10.0, 0.0, 500000.0, 0.0, -10.0, 4000000.0)
 """A north-up grid of 10 m pixels."""

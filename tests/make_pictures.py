@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geomed_mae.readers.picture_png import ADAM7, MAGIC
+from geomed_mae.readers.picture.png import ADAM7, MAGIC
 
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers.geotiff.open import rasterio
 from tests.make_data import UTM_10M, write_geotiff
 
 L2A_METRES = {

@@ -31,15 +31,15 @@ OWNERS = {
     "click": ("cli",),
 }
 OPENERS = {
-    "rio.open": ("readers/geotiff_open", "writers/cog"),
-    "rasterio.open": ("readers/geotiff_open", "writers/cog"),
-    "JpegImageFile": ("readers/picture_jpeg",),
-    "PngImageFile": ("readers/picture_png",),
-    "pyogrio.read_info": ("readers/vector_file",),
-    "pyogrio.raw.read": ("readers/vector_file",),
-    "sqlite3.connect": ("archives/journal", "readers/vector_file"),
-    "np.fromfile": ("readers/vector_file",),
-    "np.memmap": ("readers/vector_file",),
+    "rio.open": ("readers/geotiff/open", "writers/cog"),
+    "rasterio.open": ("readers/geotiff/open", "writers/cog"),
+    "JpegImageFile": ("readers/picture/jpeg",),
+    "PngImageFile": ("readers/picture/png",),
+    "pyogrio.read_info": ("readers/vector/file",),
+    "pyogrio.raw.read": ("readers/vector/file",),
+    "sqlite3.connect": ("archives/journal", "readers/vector/file"),
+    "np.fromfile": ("readers/vector/file",),
+    "np.memmap": ("readers/vector/file",),
     "subprocess.Popen": ("readers/child",),
 }
 """Calls that open files or start processes, and the modules that check first: the choke points of promise 1."""

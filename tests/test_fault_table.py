@@ -56,18 +56,18 @@ ELSEWHERE = {
         "tests/samples/test_loader.py::test_crops_with_too_few_valid_pixels_are_drawn_again",
     ],
     9: [
-        "tests/readers/test_geotiff.py::test_nodata_that_cannot_occur_needs_a_modality_that_knows_better",
-        "tests/readers/test_geotiff.py::test_the_modalitys_nodata_counts_where_the_file_declares_none",
+        "tests/readers/geotiff/test_geotiff.py::test_nodata_that_cannot_occur_needs_a_modality_that_knows_better",
+        "tests/readers/geotiff/test_geotiff.py::test_the_modalitys_nodata_counts_where_the_file_declares_none",
     ],
-    15: ["tests/readers/test_geotiff.py::test_an_overview_redirect_in_a_tag_is_never_followed"],
-    18: ["tests/readers/test_geotiff.py::test_the_native_grid_is_kept"],
+    15: ["tests/readers/geotiff/test_geotiff.py::test_an_overview_redirect_in_a_tag_is_never_followed"],
+    18: ["tests/readers/geotiff/test_geotiff.py::test_the_native_grid_is_kept"],
     19: [
         "tests/archives/test_split_file.py::test_a_block_split_of_scenes_without_a_place_exits_with_6",
         "tests/archives/test_splits.py::test_the_antimeridian_and_the_poles_are_no_edges",
-        "tests/readers/test_geotiff.py::test_a_footprint_across_the_antimeridian_runs_on_past_180",
+        "tests/readers/geotiff/test_geotiff.py::test_a_footprint_across_the_antimeridian_runs_on_past_180",
     ],
     20: [
-        "tests/readers/test_geotiff.py::test_each_band_has_its_own_scale",
+        "tests/readers/geotiff/test_geotiff.py::test_each_band_has_its_own_scale",
         "tests/readers/test_scenes.py::test_numbers_that_cannot_have_the_modalitys_unit_are_refused",
     ],
     21: [
@@ -76,12 +76,12 @@ ELSEWHERE = {
         "tests/readers/test_scenes.py::test_an_offset_that_was_removed_before_is_noticed",
     ],
     22: [
-        "tests/readers/test_geotiff.py::test_described_bands_are_reordered_by_name_not_by_position",
-        "tests/readers/test_geotiff.py::test_a_wrong_number_or_name_of_bands_is_a_mismatch_that_says_which",
+        "tests/readers/geotiff/test_geotiff.py::test_described_bands_are_reordered_by_name_not_by_position",
+        "tests/readers/geotiff/test_geotiff.py::test_a_wrong_number_or_name_of_bands_is_a_mismatch_that_says_which",
     ],
     24: [
         "tests/readers/test_regular.py::test_an_empty_file_and_a_forbidden_file_have_their_own_reasons",
-        "tests/readers/test_geotiff.py::test_a_forbidden_file_has_its_reason",
+        "tests/readers/geotiff/test_geotiff.py::test_a_forbidden_file_has_its_reason",
     ],
     25: [
         "tests/test_scan.py::test_a_file_that_vanishes_between_scan_and_read_says_so",
@@ -89,31 +89,31 @@ ELSEWHERE = {
         "tests/readers/test_regular.py::test_a_storage_that_fails_for_a_moment_is_asked_again",
     ],
     36: [
-        "tests/readers/test_dicom_pixels.py::test_a_codec_that_is_not_installed_is_named_with_the_way_out",
+        "tests/readers/dicom/test_pixels.py::test_a_codec_that_is_not_installed_is_named_with_the_way_out",
         "tests/readers/test_contract.py::test_reasons_fall_into_skipped_and_unsupported",
     ],
     37: [
         "tests/test_scan.py::test_a_codec_that_crashes_costs_its_image_alone",
         "tests/test_scan.py::test_a_file_that_kills_the_reader_does_not_take_others_with_it",
     ],
-    40: ["tests/readers/test_dicom.py::test_fault_40_a_missing_slice_splits_and_strays_go_to_the_ledger"],
-    41: ["tests/readers/test_dicom.py::test_order_comes_from_positions_not_from_names_or_numbers"],
-    42: ["tests/readers/test_dicom_series.py::test_fault_42_each_slice_of_a_pet_is_rescaled_by_its_own_file"],
+    40: ["tests/readers/dicom/test_dicom.py::test_fault_40_a_missing_slice_splits_and_strays_go_to_the_ledger"],
+    41: ["tests/readers/dicom/test_dicom.py::test_order_comes_from_positions_not_from_names_or_numbers"],
+    42: ["tests/readers/dicom/test_series.py::test_fault_42_each_slice_of_a_pet_is_rescaled_by_its_own_file"],
     44: [
-        "tests/readers/test_dicom_pixels.py::test_padding_written_as_unsigned_matches_signed_pixels",
-        "tests/readers/test_dicom_pixels.py::test_a_padding_range_is_invalid_from_end_to_end",
+        "tests/readers/dicom/test_pixels.py::test_padding_written_as_unsigned_matches_signed_pixels",
+        "tests/readers/dicom/test_pixels.py::test_a_padding_range_is_invalid_from_end_to_end",
     ],
     45: [
-        "tests/readers/test_dicom_pixels.py::test_monochrome1_projections_are_turned_round_within_their_stored_bits",
-        "tests/readers/test_dicom_pixels.py::test_big_endian_equals_little_endian",
-        "tests/readers/test_dicom_pixels.py::test_junk_above_the_stored_bits_is_ignored",
+        "tests/readers/dicom/test_pixels.py::test_monochrome1_projections_are_turned_round_within_their_stored_bits",
+        "tests/readers/dicom/test_pixels.py::test_big_endian_equals_little_endian",
+        "tests/readers/dicom/test_pixels.py::test_junk_above_the_stored_bits_is_ignored",
     ],
-    46: ["tests/readers/test_dicom.py::test_fault_46_gantry_tilt_stays_in_the_affine"],
-    48: ["tests/readers/test_dicom_series.py::test_fault_48_a_dicomdir_that_points_out_of_the_archive_is_not_followed"],
-    49: ["tests/readers/test_dicom.py::test_fault_49_captures_and_ultrasound_are_refused_unless_named"],
+    46: ["tests/readers/dicom/test_dicom.py::test_fault_46_gantry_tilt_stays_in_the_affine"],
+    48: ["tests/readers/dicom/test_series.py::test_fault_48_a_dicomdir_that_points_out_of_the_archive_is_not_followed"],
+    49: ["tests/readers/dicom/test_dicom.py::test_fault_49_captures_and_ultrasound_are_refused_unless_named"],
     50: [
         "tests/test_canary.py::test_no_identifier_reaches_a_public_output",
-        "tests/readers/test_dicom.py::test_fault_50_no_identifier_reaches_a_reason_a_warning_or_a_log",
+        "tests/readers/dicom/test_dicom.py::test_fault_50_no_identifier_reaches_a_reason_a_warning_or_a_log",
     ],
 }
 """Tests of other modules that show (the rest of) a fault."""

@@ -30,7 +30,7 @@ from geomed_mae.errors import (
     ReadError,
     TooManyBadInputsError,
 )
-from geomed_mae.readers import child, header_of
+from geomed_mae.readers import child, header_of, reading
 from geomed_mae.readers.wire import unpack
 from geomed_mae.scan import scan
 from tests.make_data import write_geotiff
@@ -450,7 +450,7 @@ def test_an_index_reads_codecs_in_a_child_and_everything_else_here(tmp_path, mon
     index = scan([tmp_path], modality=["rgb", "landsat7"])
     rows = {index.paths(row.key)[0].name: row for row in index}
     apart = []
-    monkeypatch.setattr(readers, "in_child", lambda *args, **limits: apart.append(1) or child.in_child(*args, **limits))
+    monkeypatch.setattr(reading, "in_child", lambda *args, **limits: apart.append(1) or child.in_child(*args, **limits))
     window = (slice(10, 50), slice(0, 64))
     for name, times in (("plain.tif", 0), ("jpeg.tif", 2)):
         whole = index.read(rows[name].key)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from geomed_mae.modalities import Modality
 from geomed_mae.readers.geotiff import read, read_many
-from geomed_mae.readers.geotiff_grid import footprint
-from geomed_mae.readers.geotiff_header import Header, raster_header
-from geomed_mae.readers.geotiff_source import group_rasters
+from geomed_mae.readers.geotiff.grid import footprint
+from geomed_mae.readers.geotiff.metadata import Header, raster_header
+from geomed_mae.readers.geotiff.source import group_rasters
 from geomed_mae.readers.jp2_structure import MAGIC
 from geomed_mae.readers.plausible import verify
 from geomed_mae.readers.reasons import Reason
@@ -44,5 +44,5 @@ def header(path: Path) -> Header:
 
 
 def group(headers: Sequence[Header], modalities: Sequence[Modality]) -> Survey:
-    """Make one Source of each scene and of each single file (see `scenes` and `geotiff_bands`)."""
+    """Make one Source of each scene and of each single file (see `scenes` and `geotiff.bands`)."""
     return group_rasters(headers, modalities, reader="jp2")

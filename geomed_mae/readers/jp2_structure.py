@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from geomed_mae.errors import ReadError
-from geomed_mae.readers.geotiff_structure import (
+from geomed_mae.readers.geotiff.structure import (
     MAX_BANDS,
     MAX_PIXELS,
     MAX_RATIO,

@@ -18,7 +18,7 @@ from geomed_mae.readers.regular import shown
 
 GRID_TOLERANCE_MM = 0.02
 """Grids are one where no corner of the image differs by more: affines are often stored as float32, positions as text
-of a few decimals, and a series may itself leave its affine by 0.01 mm (`dicom_geometry.POSITION_TOLERANCE_MM`)."""
+of a few decimals, and a series may itself leave its affine by 0.01 mm (`dicom.geometry.POSITION_TOLERANCE_MM`)."""
 
 GRID_TOLERANCE_VOXELS = 0.02
 """The same as a share of a voxel's edge, where that is more: quaternions and spacings of four decimals drift that far

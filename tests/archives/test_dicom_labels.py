@@ -308,7 +308,7 @@ def test_resampling_is_done_on_request_alone(tmp_path):
 
 def test_pairs_of_a_large_folder_cost_one_look_a_file(tmp_path, monkeypatch):
     opened = []
-    from geomed_mae.readers import dicom_labels
+    from geomed_mae.readers.dicom import labels as dicom_labels
 
     real = dicom_labels.open_dicom
     for number in range(4):

@@ -9,7 +9,7 @@ import numpy as np
 from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.labels import match_labels
 from geomed_mae.readers import LabelQuery
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers.geotiff.open import rasterio
 from tests.make_data import write_geotiff
 
 

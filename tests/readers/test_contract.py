@@ -18,10 +18,10 @@ from geomed_mae import readers
 from geomed_mae.errors import ConfigError, GeomedError, MissingExtraError, ReadError, TooManyBadInputsError
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.plugins import plugin_names
-from geomed_mae.readers import Survey, read, read_images, read_labels, read_labels_guarded, survey
+from geomed_mae.readers import label_reading, read, read_images, read_labels, read_labels_guarded, survey
 from geomed_mae.readers.reasons import NOT_BAD, UNSUPPORTED, Reason, status
 from geomed_mae.readers.regular import list_files
-from geomed_mae.readers.source import Source
+from geomed_mae.readers.source import Source, Survey
 from tests.make_data import write_geotiff, write_nifti
 
 RNG = np.random.default_rng(0)
@@ -40,14 +40,14 @@ def archive(tmp_path):
 
 def test_the_readers_are_the_files_that_name_suffixes():
     assert {"geotiff", "nifti"} <= set(plugin_names("readers", marker="SUFFIXES"))
-    assert not {"geotiff_open", "geotiff_bands", "geotiff_labels", "geotiff_structure", "regular"} & set(
+    assert not {"registry", "surveying", "labels", "regular", "scenes"} & set(
         plugin_names("readers", marker="SUFFIXES")
     )
 
 
 def test_listing_readers_imports_no_image_library():
     code = (
-        "import sys; from geomed_mae import readers; readers._readers();"
+        "import sys; from geomed_mae import readers; readers.load_readers();"
         "print(*{'rasterio', 'pydicom', 'nibabel', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -168,11 +168,11 @@ def test_reasons_fall_into_skipped_and_unsupported():
 def test_rasterio_opens_files_at_one_place_only():
     """Each guard that protects one call site is missing at the next: there is no next."""
     calls = []
-    for file in sorted(Path(readers.__path__[0]).glob("*.py")):
+    for file in sorted(Path(readers.__path__[0]).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("rasterio.open", "rio.open"):
-                calls.append(file.stem)
-    assert calls == ["geotiff_open"]
+                calls.append(f"{file.parent.name}/{file.stem}")
+    assert calls == ["geotiff/open"]
 
 
 def test_nothing_usable_is_an_error_of_this_package():
@@ -210,7 +210,7 @@ def test_labels_from_a_decoding_child_are_those_of_this_process(archive):
 def test_a_label_file_that_ends_its_process_is_an_error(archive, monkeypatch):
     (source,) = survey([archive / "raster.tif"], AUTO).sources
     image = read(source)
-    monkeypatch.setattr(readers, "_labels_on", _deadly)
+    monkeypatch.setattr(label_reading, "_labels_on", _deadly)
     with pytest.raises(ReadError, match=r"the decoder crashed \(SIGSEGV\)") as caught:
         read_labels_guarded(archive / "raster.tif", image)
     assert caught.value.reason == "DECODE_FAILED"

@@ -15,7 +15,7 @@ from geomed_mae.errors import ReadError
 from geomed_mae.image import RasterGeometry
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.readers import read_images, survey
-from geomed_mae.readers.geotiff_open import opened, rasterio
+from geomed_mae.readers.geotiff.open import opened, rasterio
 from geomed_mae.readers.jp2_structure import MAGIC, read_codestream
 from geomed_mae.readers.reasons import Reason
 from tests.make_data import UTM_10M, write_geotiff

@@ -16,8 +16,10 @@ from PIL import ImageFile, ImageOps, PngImagePlugin
 from geomed_mae.errors import ReadError
 from geomed_mae.image import PlaneGeometry, RasterGeometry
 from geomed_mae.modalities import resolve_modalities
-from geomed_mae.readers import header_of, picture, picture_jpeg, picture_structure, read, read_images, survey
-from geomed_mae.readers.picture_png import MAGIC
+from geomed_mae.readers import header_of, picture, read, read_images, survey
+from geomed_mae.readers.picture import jpeg as picture_jpeg
+from geomed_mae.readers.picture import structure as picture_structure
+from geomed_mae.readers.picture.png import MAGIC
 from geomed_mae.readers.reasons import NOT_BAD, Reason
 from tests.make_data import write_geotiff
 from tests.make_pictures import chunk, exif, rows_of, write_png

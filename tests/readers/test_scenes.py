@@ -18,8 +18,9 @@ from geomed_mae.archives.build import scan_archive
 from geomed_mae.archives.examine import examine, parts
 from geomed_mae.errors import ConfigError, ReadError, TooManyBadInputsError
 from geomed_mae.modalities import load_modality, resolve_modalities
-from geomed_mae.readers import geotiff_read, plausible, read_images, survey
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers import plausible, read_images, survey
+from geomed_mae.readers.geotiff import pixels as geotiff_read
+from geomed_mae.readers.geotiff.open import rasterio
 from geomed_mae.readers.plausible import summary
 from geomed_mae.readers.reasons import NOT_BAD, Reason
 from geomed_mae.readers.regular import list_files
@@ -508,7 +509,7 @@ def test_a_band_with_a_damaged_header_leaves_a_flag_and_one_with_damaged_pixels_
 
 
 def test_a_whole_scene_beyond_the_memory_limit_asks_for_windows(tmp_path, monkeypatch):
-    monkeypatch.setattr("geomed_mae.readers.scenes_read.MAX_READ_VALUES", 1000)
+    monkeypatch.setattr("geomed_mae.readers.scenes.pixels.MAX_READ_VALUES", 1000)
     bands_in(tmp_path, "s_B02.tif", "s_B03.tif")
     source = only(tmp_path, "sentinel2-l2a")
     with pytest.raises(ReadError, match="does not fit one read; read windows of it"):

@@ -14,9 +14,11 @@ import shapely
 from geomed_mae.errors import MissingExtraError, ReadError
 from geomed_mae.image import Channel, Image, PlaneGeometry, RasterGeometry
 from geomed_mae.modalities import resolve_modalities
-from geomed_mae.readers import LabelQuery, header_of, read_labels, survey, vector, vector_burn, vector_file
-from geomed_mae.readers.geotiff_open import rasterio
+from geomed_mae.readers import LabelQuery, header_of, read_labels, survey, vector
+from geomed_mae.readers.geotiff.open import rasterio
 from geomed_mae.readers.reasons import NOT_BAD, Reason
+from geomed_mae.readers.vector import burn as vector_burn
+from geomed_mae.readers.vector import file as vector_file
 
 RIO = rasterio()
 UTM = "EPSG:32633"
