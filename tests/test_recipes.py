@@ -94,7 +94,12 @@ def test_a_data_card_is_complete_and_used(path):
     front = read_card(path)
     assert front["name"] == path.stem
     assert "More Information Needed" not in path.read_text()
-    assert any(path.name in recipe.read_text() for recipe in RECIPES), "no recipe uses this card"
+    folder = str(front.get("folder", "")).rpartition("/")[2]
+    tests = [file.read_text() for file in (ROOT / "tests").rglob("test_*.py")] if folder else []
+    used = any(path.name in recipe.read_text() for recipe in RECIPES) or any(
+        f'"{folder}' in text or f"/{folder}" in text for text in tests
+    )
+    assert used, "no recipe and no test uses this data"
     for name in str(front["modality"]).split(", "):
         load_modality(name)
 

@@ -824,6 +824,8 @@ def test_labels_need_a_raster_and_a_coordinate_system_on_both_sides(tmp_path):
 def test_every_real_raster_equals_rasterio_or_has_a_reason(shared_data):
     """The oracle reads with rasterio alone: pixels, scale, and the union of GDAL's mask with what is not finite."""
     found = survey(list_files(shared_data / "sat"), AUTO, root=shared_data / "sat")
+    folders = {source.files[0].parent.name for source in found.sources}
+    assert {"odd_geotiffs", "images", "S2L2A", "landsat7"} <= folders
     reasons = {refusal.path.name: refusal.reason.name for refusal in found.refusals}
     assert reasons == {
         "S2A_MSIL2A_20170617T113321_4_55_labels_metadata.json": "METADATA",
