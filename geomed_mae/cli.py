@@ -136,6 +136,8 @@ def main(verbose: int) -> None:
     """
     level = logging.WARNING - 10 * min(verbose, 2)
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s")
+    for other in ("matplotlib", "PIL"):  # their debugging is about fonts, and names folders
+        logging.getLogger(other).setLevel(logging.WARNING)
 
 
 @command("geomed-mae doctor")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomed_mae.archives.build import keep_apart, open_archive
+from geomed_mae.archives.build import keep_apart, of_modalities, open_archive
 from geomed_mae.archives.identity import new_salt
 from geomed_mae.archives.index import Index, Row
 from geomed_mae.archives.label_values import block_split, label_query, target_of
@@ -87,6 +87,7 @@ def finetune(
     _check_head(recipe)
     keep_apart(out, archive_paths)
     index = open_archive(archive_paths, recipe.data.modality, part=recipe.data.split)
+    index = of_modalities(index, recipe.data.modality)
     matching = match_labels(index, Path(labels_path), label_query(recipe.labels, recipe.head.classes))
     split = split_targets(matching.labelled, recipe)
     steps = LabelledSteps(index, split.train, recipe.data, seed=recipe.train.seed, batch_size=recipe.train.batch_size)

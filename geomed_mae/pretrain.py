@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from geomed_mae.archives.build import Progress as ScanProgress
-from geomed_mae.archives.build import keep_apart, open_archive
+from geomed_mae.archives.build import keep_apart, of_modalities, open_archive
 from geomed_mae.archives.index import Index
 from geomed_mae.config import ModelConfig, Recipe
 from geomed_mae.errors import ConfigError, TooManyBadInputsError
@@ -76,6 +76,7 @@ def pretrain(
     keep_apart(out, archive_paths)
     options = {} if progress is None else {"progress": progress}
     index = open_archive(archive_paths, recipe.data.modality, part=recipe.data.split, **options)
+    index = of_modalities(index, recipe.data.modality)
     train = recipe.train
     steps = Steps(index, recipe.data, seed=train.seed, batch_size=train.batch_size)
 

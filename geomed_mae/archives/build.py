@@ -264,6 +264,22 @@ def open_archive(
     return parts[0] if len(parts) == 1 else Index.joined(parts)
 
 
+def of_modalities(index: Index, modality: str | Sequence[str] | Sequence[Modality]) -> Index:
+    """Return the images of the named modalities; all of them under "auto", and where none has such a name.
+
+    An index may hold more than a recipe is for; a log line says how many images are not used.
+    """
+    if modality == "auto" or list(modality) == ["auto"]:
+        return index
+    wanted = {entry.name for entry in resolve_modalities(modality)}
+    rows = [row for row in index.rows if row.modality in wanted]
+    if not rows or len(rows) == len(index.rows):
+        return index
+    others = sorted({row.modality for row in index.rows} - wanted)
+    _LOG.warning("%d images of %s in the index are not used", len(index.rows) - len(rows), ", ".join(others))
+    return index.subset(rows)
+
+
 def keep_apart(out: str | Path, archives: Sequence[str | Path]) -> None:
     """Refuse an output folder in an archive, which is never written to, or around one, which must not be deleted.
 

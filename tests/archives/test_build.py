@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from geomed_mae.archives import examine
-from geomed_mae.archives.build import open_archive, scan_archive
+from geomed_mae.archives.build import of_modalities, open_archive, scan_archive
 from geomed_mae.archives.card import draft_card
 from geomed_mae.archives.index import Index
 from geomed_mae.archives.ledger import Entry, Ledger
@@ -173,3 +173,18 @@ def test_inputs_are_not_written_to(archive):
 def test_a_ledger_line_that_contradicts_itself_is_refused(entry):
     with pytest.raises(IntegrityError, match="contradicts itself"):
         Ledger((entry,))
+
+
+def test_a_recipe_takes_its_modalities_out_of_a_mixed_index(archive, tmp_path, caplog):
+    rng = np.random.default_rng(1)
+    write_geotiff(
+        archive / "rgb.tif", rng.integers(1, 255, (3, 24, 24)).astype(np.uint8), colours=["red", "green", "blue"]
+    )
+    index = scan_archive([archive], ["landsat7", "rgb"], max_bad=1.0)
+    index.save(tmp_path / "index", draft_card(index))
+    index = open_archive([tmp_path / "index"])
+    assert len(index) == len(of_modalities(index, "auto")) == 3
+    assert [row.modality for row in of_modalities(index, "rgb")] == ["rgb"]
+    assert "2 images of landsat7 in the index are not used" in caplog.text
+    assert len(of_modalities(index, ["rgb", "landsat7"])) == 3
+    assert len(of_modalities(index, "ct")) == 3  # none has the name: the verb says which there are
