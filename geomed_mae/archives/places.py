@@ -168,15 +168,28 @@ def _overlap(one: Place, other: Place, pixel_m2: float) -> bool:
     if one.everywhere or other.everywhere:
         shared = _polygons((other if one.everywhere else one,))[0].area
         return shared >= MIN_SHARED_PIXELS * pixel_m2
+    if _gap(one, other) > 0:
+        return False
     first, second = _polygons((one, other))
     shared, smaller = first.intersection(second).area, min(first.area, second.area)
     return shared > MIN_OVERLAP * smaller and shared >= MIN_SHARED_PIXELS * pixel_m2
 
 
+def _gap(one: Place, other: Place) -> float:
+    """Return the angle in radians between the circles around two footprints: never more than their true distance."""
+    between = float(np.arccos(np.clip(one.centre @ other.centre, -1, 1)))
+    return max(between - one.radius - other.radius, 0.0)
+
+
 def distance_m(one: Place, other: Place) -> float:
-    """Return the distance in metres between two footprints: 0 where they touch."""
+    """Return the distance in metres between two footprints: 0 where they touch.
+
+    A lower bound beyond a quarter of the globe, where no plane map of both is worth anything.
+    """
     if one.everywhere or other.everywhere:
         return 0.0
+    if (gap := _gap(one, other)) > math.pi / 2:
+        return gap * EARTH_M
     first, second = _polygons((one, other))
     return float(first.distance(second))
 

@@ -92,6 +92,12 @@ def test_distances_are_those_of_the_sphere():
     assert distance_m(Place(WORLD), Place(box(0, 0, 1, 1))) == 0
 
 
+def test_the_other_side_of_the_globe_is_far_away():
+    here, antipode = Place(box(0, -0.5, 0.5, 0.5)), Place(box(180, 0, 0.5, 0.5))
+    assert distance_m(here, antipode) == pytest.approx(math.pi * EARTH_M, rel=0.01)
+    assert len(set(overlapping([box(0, -0.5, 0.5, 0.5), box(180, 0, 0.5, 0.5)]))) == 2
+
+
 @given(st.lists(st.tuples(st.floats(-180, 180), st.floats(-89.5, 89)), min_size=2, max_size=8), st.floats(0, 300_000))
 def test_no_close_pair_is_missed(corners, within):
     rings = [box(lon, lat, 0.5, 0.5) for lon, lat in corners]

@@ -17,8 +17,8 @@ from geomed_mae.modalities import resolve_modalities
 from geomed_mae.readers import LabelQuery, header_of, read_labels, survey, vector
 from geomed_mae.readers.geotiff.open import rasterio
 from geomed_mae.readers.reasons import NOT_BAD, Reason
-from geomed_mae.readers.vector import burn as vector_burn
 from geomed_mae.readers.vector import file as vector_file
+from geomed_mae.readers.vector import raster as vector_raster
 
 RIO = rasterio()
 UTM = "EPSG:32633"
@@ -166,7 +166,7 @@ def test_degrees_on_a_utm_grid_agree_with_every_pixel_centre_moved_by_itself(tmp
     # Within the tolerance of an edge, a centre may fall on either side.
     assert (found != truth).sum() <= 4 and {0, 1, 2} == set(np.unique(found))
     if latitude == 78.0:
-        bent = vector_burn._densified(np.array(polygons[:1]), lambda p: np.column_stack([p[:, 0], p[:, 1]]), tmp_path)
+        bent = vector_raster._densified(np.array(polygons[:1]), lambda p: np.column_stack([p[:, 0], p[:, 1]]), tmp_path)
         assert len(bent[0].exterior.coords) == 4, "a straight map needs no further points"
 
 
@@ -177,7 +177,7 @@ def test_edges_that_were_not_bent_would_be_wrong(tmp_path, monkeypatch):
     geojson(tmp_path / "a.geojson", [polygon], ["water"])
     truth = by_containment([polygon], [1], onto, "EPSG:4326")
     assert (read_labels(tmp_path / "a.geojson", onto, QUERY).array != truth).sum() <= 4
-    monkeypatch.setattr(vector_burn, "_densified", lambda polygons, to_pixel, path: polygons)
+    monkeypatch.setattr(vector_raster, "_densified", lambda polygons, to_pixel, path: polygons)
     assert (read_labels(tmp_path / "a.geojson", onto, QUERY).array != truth).sum() > 400
 
 

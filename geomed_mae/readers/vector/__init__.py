@@ -21,8 +21,8 @@ from geomed_mae.readers.labels import IGNORE, ClassNumbers, LabelQuery, Labels, 
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import shown
 from geomed_mae.readers.source import Refusal, Source, Survey
-from geomed_mae.readers.vector.burn import burn
 from geomed_mae.readers.vector.file import GEOPACKAGE_IDS, SHAPE_MAGIC, SQLITE_MAGIC, Layer, Value, layer
+from geomed_mae.readers.vector.raster import burn
 
 __all__ = ["group", "header", "read", "read_labels", "sniff"]
 
