@@ -6,7 +6,7 @@ The map of the package (nouns are folders, verbs are files; imports go from late
 
     errors  plugins  config  image      the ground: exceptions, registries, recipes, the frozen Image
     modalities/                         MEANING of pixels, one YAML each
-    readers/                            FORMAT, one file each; the only place that opens image files
+    readers/                            FORMAT, one file or folder each; the only place that opens image files
     archives/                           index, ledger, keyed identities, statistics, splits, data cards
     samples/   models/                  crops and batches; the channel-flexible masked autoencoder
     heads/                              classify, segment

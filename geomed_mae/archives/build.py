@@ -140,6 +140,7 @@ def _examined(
     todo = [number for number, result in enumerate(results) if result is None]
 
     def done() -> Iterator[int]:
+        """Yield the numbers of sources as their results come in."""
         yield from (number for number, result in enumerate(results) if result is not None)
         for position, result in crew.results(examine_apart, [sources[number] for number in todo]):
             number = todo[position]
