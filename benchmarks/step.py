@@ -20,7 +20,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.mae import MaskedAutoencoder
-from geomed_mae.models.masking import plan_masks, valid_tokens
+from geomed_mae.models.masking import Masking, plan_masks, valid_tokens
 from geomed_mae.models.spec import SIZES, ModelSpec
 
 IMAGE, PATCH, RATIO = 224, 16, 0.75
@@ -49,7 +49,7 @@ def ours(size: str, target: str, stats_weight: float, pixels: torch.Tensor) -> C
     steps = iter(range(1_000_000))
 
     def loss() -> torch.Tensor:
-        plan = plan_masks(token_valid, RATIO, (0, next(steps))).to(pixels.device)
+        plan = plan_masks(token_valid, Masking(ratio=RATIO), (0, next(steps))).to(pixels.device)
         return model(pixels, valid, RGB, None, plan, floor=floor).loss
 
     return loss

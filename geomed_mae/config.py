@@ -110,9 +110,16 @@ class ModelConfig(Section):
     decoder_depth: int = science(4, ge=1)
     """Number of decoder blocks."""
     mode: Literal["exact", "fast"] = science("exact")
-    """exact: the published objective. fast (a cross-attention decoder of some masked patches) is not available yet."""
-    mask_ratio: float = science(0.75, gt=0.0, lt=1.0)
-    """Share of an image's valid patches hidden from the encoder."""
+    """exact: the published objective, a decoder of self-attention over all patches. fast: a decoder of cross-attention
+    that is asked for a part of the hidden patches (CrossMAE, arXiv 2401.14391)."""
+    predict_ratio: float | None = science(None, gt=0.0, lt=1.0)
+    """Of mode fast: share of an image's valid patches that the decoder is asked for, at most the hidden ones; None is
+    0.25."""
+    mask_ratio: float | tuple[float, float] = science(0.75)
+    """Share of an image's valid patches hidden from the encoder: a number, or a range [low, high] of which each step
+    draws one of five values."""
+    mask_block: int = science(1, ge=1)
+    """Edge in patches of the blocks that are hidden or shown as a whole; 1 hides single patches."""
     target: Literal["patch_channel", "patch", "none"] = science("patch_channel")
     """Normalisation of targets: per patch and channel, per patch jointly (as published), or none."""
     stats_weight: float = science(1.0, ge=0.0)
@@ -126,6 +133,19 @@ class ModelConfig(Section):
     def _has_a_patch(self) -> ModelConfig:
         if self.patch_2d is None and self.patch_3d is None:
             raise ValueError("set model.patch_2d, model.patch_3d or both")
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_and_asked_shares_fit(self) -> ModelConfig:
+        low, high = self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio, self.mask_ratio)
+        if not 0 < low <= high < 1:
+            raise ValueError(
+                f"mask_ratio is a number in (0, 1) or a range [low, high] of such, not {self.mask_ratio}"
+            )
+        if self.predict_ratio is not None and self.mode == "exact":
+            raise ValueError("predict_ratio belongs to mode fast; exact asks for every hidden patch")
+        if self.mode == "fast" and (self.predict_ratio or 0) > low:
+            raise ValueError(f"predict_ratio {self.predict_ratio} is more than is hidden (mask_ratio {low})")
         return self
 
 

@@ -24,6 +24,7 @@ from geomed_mae.modalities import Modality, resolve_modalities
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.encoder_folder import load_encoder, save_encoder
 from geomed_mae.models.mae import MaskedAutoencoder
+from geomed_mae.models.masking import Masking
 from geomed_mae.models.pretrained import PretrainedEncoder
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.samples.batch import Batch
@@ -89,9 +90,7 @@ def pretrain(
     if dry_run:
         return describe_plan(recipe, index, steps, mae)
     device = pick_device(train.device)
-    objective = MaskedObjective(
-        mae.to(device), contract, mask_ratio=config.mask_ratio, channel_drop=config.channel_drop, seed=train.seed
-    )
+    objective = MaskedObjective(mae.to(device), contract, masking=Masking.from_config(config), seed=train.seed)
 
     environment = describe_environment(device, train.precision)
     archive = {"fingerprint": index.fingerprint, "images": len(index)}
@@ -288,8 +287,8 @@ def describe_plan(recipe: Recipe, index: Index, steps: Steps, mae: MaskedAutoenc
 
 
 def mae_ratio(recipe: Recipe) -> float:
-    """Return the recipe's mask ratio."""
-    return recipe.model.mask_ratio if recipe.model else 0.0
+    """Return the recipe's mask ratio, the lowest of a range."""
+    return Masking.from_config(recipe.model).bounds[0] if recipe.model else 0.0
 
 
 def _memory_mb(recipe: Recipe, mae: MaskedAutoencoder, bucket: Bucket, tokens: int) -> float:

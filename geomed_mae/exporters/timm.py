@@ -27,7 +27,6 @@ from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.image import Channel
 from geomed_mae.models.contract import ChannelContract, Contract
 from geomed_mae.models.manifest import write_folder
-from geomed_mae.models.positions import position_table
 from geomed_mae.models.pretrained import PretrainedEncoder
 from geomed_mae.models.vit import Encoder
 
@@ -111,7 +110,7 @@ def fold(module: Encoder, channels: Sequence[Channel], size: Sequence[int]) -> t
     grid = tuple(length // step for length, step in zip(size, patch, strict=True))
     with torch.no_grad():
         weight, bias = module.patch_embed.fold(channels, patch)
-        table = position_table(grid, spec.dim)
+        table = module.positions(grid, channels)
     depth_px = math.prod(patch[:-2])  # voxels of a patch along the slice axis; 1 in 2D
     tensors = {
         "cls_token": module.cls_token,

@@ -5,7 +5,9 @@
     patch_embed     pixels of any channels -> tokens, and tokens -> pixels
     positions       physical coordinates -> sines and cosines
     masking         which patches are shown and asked for
+    attention       which kernel, and the cross-attention of mode fast
     vit             the encoder
+    decoder         the decoders of modes exact and fast
     targets, mae    the objective, and the paper on one page
     contract        physical values -> model units
     pretrained      an encoder in use: embed, features

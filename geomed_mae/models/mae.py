@@ -20,22 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomed_mae.image import Channel
+from geomed_mae.models.decoder import Decoder, Prediction
 from geomed_mae.models.masking import MaskPlan
-from geomed_mae.models.patch_embed import ChannelHeads
 from geomed_mae.models.patches import clean, patchify, select, unpatchify
-from geomed_mae.models.positions import position_table
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.targets import Target, masked_mean, patch_targets, undo
-from geomed_mae.models.vit import INIT_STD, NORM_EPS, Encoder, Tokens, attention_bias, make_blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The decoder's answer for each hidden patch and channel: normalised pixels and the patch's statistics."""
-
-    pixels: Float[Tensor, "b h c p"]
-    mean: Float[Tensor, "b h c"]
-    log_sigma: Float[Tensor, "b h c"]
+from geomed_mae.models.vit import Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,58 +35,6 @@ class MAEOutput:
     loss: Float[Tensor, ""]
     parts: dict[str, Tensor]
     prediction: Prediction
-
-
-class Decoder(nn.Module):
-    """Transformer over visible tokens and mask tokens that answers for the hidden patches."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.embed = nn.Linear(spec.dim, spec.decoder_dim)
-        nn.init.xavier_uniform_(self.embed.weight)
-        nn.init.zeros_(self.embed.bias)
-        self.mask_token = nn.Parameter(torch.randn(1, 1, spec.decoder_dim) * INIT_STD)
-        self.blocks = make_blocks(spec.decoder_dim, spec.decoder_depth, spec.decoder_heads)
-        self.norm = nn.LayerNorm(spec.decoder_dim, eps=NORM_EPS)
-        self.heads = ChannelHeads(spec)
-
-    def forward(
-        self,
-        encoded: Tokens,
-        channels: Sequence[Channel],
-        spacing: Float[Tensor, "b axes"] | None,
-        plan: MaskPlan,
-    ) -> Prediction:
-        """Predict the hidden patches of `plan` from the tokens of its visible ones.
-
-        Tokens stand in the order of the plan, not of the grid: attention does not know order, only positions.
-        """
-        axes = len(encoded.grid)
-        x = self.embed(encoded.tokens)  # b 1+v d
-        position = position_table(
-            encoded.grid,
-            self.spec.decoder_dim,
-            spacing=spacing,
-            reference=self.spec.reference(channels, axes),
-            device=x.device,
-        )
-        visible = x[:, 1:] + select(position, plan.visible)
-        hidden = self.mask_token + select(position, plan.hidden)
-        x = torch.cat([x[:, :1], visible.to(x.dtype), hidden.to(x.dtype)], dim=1)  # b 1+v+h d
-        bias = attention_bias(_joined_pad(plan), x)
-        for block in self.blocks:
-            x = block(x, attn_mask=bias)
-        answer = self.heads(self.norm(x[:, -plan.hidden.shape[1] :]), channels, self.spec.patch(axes))  # b h c p+2
-        return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
-
-
-def _joined_pad(plan: MaskPlan) -> Bool[Tensor, "b v+h"] | None:
-    """Return the padding of visible and hidden entries together, None when there is none."""
-    if plan.visible_pad is None and plan.hidden_pad is None:
-        return None
-    pairs = ((plan.visible, plan.visible_pad), (plan.hidden, plan.hidden_pad))
-    return torch.cat([torch.zeros_like(index, dtype=torch.bool) if pad is None else pad for index, pad in pairs], dim=1)
 
 
 class MaskedAutoencoder(nn.Module):

@@ -19,6 +19,7 @@ SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "la
 DECODER_HEAD_DIM = 32
 """Width of one attention head of the decoder: 512 / 16 in MAE's (arXiv 2111.06377)."""
 
+MODES = ("exact", "fast")
 TARGETS = ("patch_channel", "patch", "none")
 GROUND_KINDS = ("optical", "thermal", "sar", "elevation", "unnamed")
 """Kinds whose 2D images are rasters with spacing in metres; those of the other kinds are planes in mm."""
@@ -35,9 +36,11 @@ class ModelSpec:
         reference_spacing_mm: the same for volumes (slice, row, column); planes use the last two.
         basis: number of shared filters that every channel's weights are a combination of.
         decoder_dim, decoder_depth, decoder_heads: the decoder's.
-        mode: `exact`, the published objective.
+        mode: one of MODES; `exact` has the published decoder, `fast` one of cross-attention (`models.decoder`).
         target: normalisation of targets, one of TARGETS.
         stats_weight: weight of the loss on each patch's mean and log standard deviation.
+        learned_positions: grid of a learned table of positions, of encoders that were trained elsewhere; None has
+            sines and cosines.
     """
 
     dim: int
@@ -54,14 +57,13 @@ class ModelSpec:
     mode: str = "exact"
     target: str = "patch_channel"
     stats_weight: float = 1.0
+    learned_positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.patch_2d is None and self.patch_3d is None:
             raise ConfigError("a model needs a patch: set patch_2d, patch_3d or both")
-        if self.mode == "fast":
-            raise ConfigError("mode fast is not available yet; use exact")
-        if self.mode != "exact":
-            raise ConfigError(f"mode '{self.mode}' is unknown; use exact")
+        if self.mode not in MODES:
+            raise ConfigError(f"mode '{self.mode}' is none of {', '.join(MODES)}")
         if self.target not in TARGETS:
             raise ConfigError(f"target '{self.target}' is none of {', '.join(TARGETS)}")
         for name, width, heads in (

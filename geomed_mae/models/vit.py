@@ -6,16 +6,20 @@ channels are fixed (`geomed_mae.exporters.timm`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from geomed_mae.errors import ConfigError
 from geomed_mae.image import Channel
+from geomed_mae.models.attention import SelfAttention
 from geomed_mae.models.masking import MaskPlan, valid_tokens
 from geomed_mae.models.patch_embed import ChannelPatchEmbed
 from geomed_mae.models.patches import clean, patch_grid, patchify, select
@@ -49,12 +53,15 @@ class Tokens:
 def make_blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
     """Return timm's pre-norm transformer blocks, initialised as in MAE: Xavier-uniform weights, zero biases."""
     norm = partial(nn.LayerNorm, eps=NORM_EPS)
-    blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
-    for module in blocks.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    return blocks
+    one = partial(Block, dim, heads, qkv_bias=True, norm_layer=norm, attn_layer=SelfAttention)
+    return nn.ModuleList(one() for _ in range(depth)).apply(init_linear)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise a linear layer as MAE does; leave other modules as they are."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 def attention_bias(
@@ -75,8 +82,34 @@ class Encoder(nn.Module):
         self.spec = spec
         self.patch_embed = ChannelPatchEmbed(spec)
         self.cls_token = nn.Parameter(torch.randn(1, 1, spec.dim) * INIT_STD)
+        if spec.learned_positions is not None:
+            self.pos_embed = nn.Parameter(torch.randn(1, math.prod(spec.learned_positions), spec.dim) * INIT_STD)
         self.blocks = make_blocks(spec.dim, spec.depth, spec.heads)
         self.norm = nn.LayerNorm(spec.dim, eps=NORM_EPS)
+
+    def positions(
+        self,
+        grid: Sequence[int],
+        channels: Sequence[Channel],
+        spacing: Float[Tensor, "b axes"] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Return the position codes of a grid of patches: sines and cosines, or a learned table (of images only).
+
+        Raises:
+            ConfigError: volumes, for an encoder whose learned table is of images.
+        """
+        if self.spec.learned_positions is None:
+            reference = self.spec.reference(channels, len(grid))
+            return position_table(grid, self.spec.dim, spacing=spacing, reference=reference, device=device)
+        own = self.spec.learned_positions
+        if len(grid) != len(own):
+            raise ConfigError(
+                f"this encoder has learned positions of a grid of {' x '.join(map(str, own))} patches and cannot take "
+                f"inputs with {len(grid)} spatial axes"
+            )
+        # Patches are counted, whatever their spacing: that is what such a model was trained with.
+        return resample_abs_pos_embed(self.pos_embed, list(grid), list(own), num_prefix_tokens=0)
 
     def forward(
         self,
@@ -107,13 +140,7 @@ class Encoder(nn.Module):
         grid = patch_grid(space, patch)
         token_valid = valid_tokens(valid, patch)
         patches = patchify(clean(pixels, valid), patch)
-        position = position_table(
-            grid,
-            self.spec.dim,
-            spacing=spacing,
-            reference=self.spec.reference(channels, len(grid)),
-            device=pixels.device,
-        )
+        position = self.positions(grid, channels, spacing, pixels.device)
         if plan is None:
             pad = None if bool(token_valid.all()) else ~token_valid
             x = self.patch_embed(patches, channels, patch) + position

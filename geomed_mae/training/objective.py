@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor
 from geomed_mae.errors import IntegrityError
 from geomed_mae.models.contract import Contract, normalise, scaling
 from geomed_mae.models.mae import MaskedAutoencoder
-from geomed_mae.models.masking import MaskPlan, plan_masks, valid_tokens
-from geomed_mae.models.patches import unpatchify
+from geomed_mae.models.masking import Masking, MaskPlan, plan_masks, valid_tokens
+from geomed_mae.models.patches import patch_grid, unpatchify
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.samples.batch import Batch
 from geomed_mae.training.checkpoint import Checkpoint
@@ -59,13 +59,10 @@ class Reconstruction:
 class MaskedObjective:
     """Binds the model, the contract that scales its input, and the masks."""
 
-    def __init__(
-        self, mae: MaskedAutoencoder, contract: Contract, *, mask_ratio: float, channel_drop: float, seed: int
-    ) -> None:
-        self.mae, self.contract = mae, contract
-        self.mask_ratio, self.channel_drop, self.seed = mask_ratio, channel_drop, seed
+    def __init__(self, mae: MaskedAutoencoder, contract: Contract, *, masking: Masking, seed: int) -> None:
+        self.mae, self.contract, self.masking, self.seed = mae, contract, masking, seed
 
-    def prepare(self, batch: Batch, step: int, *, channel_drop: float) -> ModelInput:
+    def prepare(self, batch: Batch, step: int, masking: Masking) -> ModelInput:
         """Scale a batch and draw its masks, on the batch's device.
 
         Raises:
@@ -78,13 +75,13 @@ class MaskedObjective:
             for values in zip(*(scaling(entries, own) for own in batch.statistics), strict=True)
         )
         ranges = [entry.value_range for entry in entries]
-        token_valid = valid_tokens(batch.valid, self.mae.spec.patch(batch.raw.ndim - 2))
+        patch = self.mae.spec.patch(batch.raw.ndim - 2)
         plan = plan_masks(
-            token_valid,
-            self.mask_ratio,
+            valid_tokens(batch.valid, patch),
+            masking,
             (self.seed, step),
+            grid=patch_grid(batch.raw.shape[2:], patch),
             channels=len(batch.channels),
-            channel_drop=channel_drop,
         )
         return ModelInput(
             pixels=normalise(batch.raw, batch.valid, center, scale, ranges),
@@ -98,13 +95,16 @@ class MaskedObjective:
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one step and its parts."""
-        ready = self.prepare(batch, step, channel_drop=self.channel_drop)
+        ready = self.prepare(batch, step, self.masking)
         out = self.mae(ready.pixels, ready.valid, batch.channels, ready.spacing, ready.plan, floor=ready.floor)
         return out.loss, {**out.parts, "valid_fraction": batch.valid.float().mean()}
 
     def reconstruct(self, batch: Batch, step: int) -> Reconstruction:
-        """Return crops and the model's answers in physical units; all channels are shown to the encoder."""
-        ready = self.prepare(batch, step, channel_drop=0.0)
+        """Return crops and the model's answers in physical units.
+
+        All channels are shown to the encoder and all hidden patches are asked for.
+        """
+        ready = self.prepare(batch, step, replace(self.masking, channel_drop=0.0, predict_ratio=None))
         answer = self.mae.reconstruct(
             ready.pixels, ready.valid, batch.channels, ready.spacing, ready.plan, floor=ready.floor
         )
@@ -136,7 +136,7 @@ def objective_state(objective: MaskedObjective) -> dict[str, Any]:
     return {
         "spec": json.loads(objective.mae.spec.to_json()),
         "contract": json.loads(objective.contract.to_json()),
-        "mask_ratio": objective.mask_ratio,
+        "masking": asdict(objective.masking),
         "seed": objective.seed,
     }
 
@@ -152,7 +152,8 @@ def restore_objective(checkpoint: Checkpoint) -> MaskedObjective:
         mae = MaskedAutoencoder.from_spec(ModelSpec.from_json(json.dumps(state["spec"])))
         mae.load_state_dict(checkpoint.model)
         contract = Contract.from_json(json.dumps(state["contract"]))
-        ratio, seed = float(state["mask_ratio"]), int(state["seed"])
-    except (KeyError, RuntimeError) as error:
+        drawn = {key: tuple(value) if isinstance(value, list) else value for key, value in state["masking"].items()}
+        masking, seed = Masking(**drawn), int(state["seed"])
+    except (KeyError, RuntimeError, TypeError) as error:
         raise IntegrityError(f"checkpoint {checkpoint.path.name} holds no masked autoencoder: {error}") from error
-    return MaskedObjective(mae.eval(), contract, mask_ratio=ratio, channel_drop=0.0, seed=seed)
+    return MaskedObjective(mae.eval(), contract, masking=masking, seed=seed)

@@ -240,9 +240,10 @@ def draw_reconstructions(objective: MaskedObjective, batch: Batch, path: Path) -
     device = next(objective.mae.parameters()).device
     made = objective.reconstruct(batch.to(device), batch.step)
     patch = objective.mae.spec.patch(batch.raw.ndim - 2)
+    ratio = objective.masking.ratio_at((objective.seed, batch.step))
     # A crop gives one row or more; the first that do not fit any more are left out.
     rows = pictures(batch, made, most_structure(batch, patch, ROWS))[:ROWS]
-    draw(path, rows, title=caption(batch, objective.mask_ratio, patch), unit=batch.channels[0].unit)
+    draw(path, rows, title=caption(batch, ratio, patch), unit=batch.channels[0].unit)
     return error_summary(batch, made)
 
 

@@ -10,7 +10,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.mae import MaskedAutoencoder
-from geomed_mae.models.masking import MaskPlan, plan_masks, valid_tokens
+from geomed_mae.models.masking import Masking, MaskPlan, plan_masks, valid_tokens
 from geomed_mae.models.patches import patchify, select, unpatchify
 from geomed_mae.models.spec import ModelSpec
 
@@ -128,7 +128,9 @@ def test_what_stands_at_invalid_places_changes_no_bit_of_loss_or_gradient(bands,
     pixels = torch.randn(2, 3, *space)
     valid = torch.rand(2, 3, *space) < 0.8
     valid[1, ..., :4] = False  # whole patches, so that plans are padded
-    plan = plan_masks(valid_tokens(valid, mae.spec.patch(len(space))), 0.5, (0, 0), channels=3, channel_drop=0.3)
+    plan = plan_masks(
+        valid_tokens(valid, mae.spec.patch(len(space))), Masking(ratio=0.5, channel_drop=0.3), (0, 0), channels=3
+    )
     assert plan.visible_pad is not None and plan.hidden_pad is not None
     results = []
     for values in (pixels, torch.where(valid, pixels, junk)):
@@ -156,7 +158,7 @@ def test_padding_entries_of_a_plan_change_no_loss(mae, bands):
 def test_what_is_hidden_does_not_reach_the_prediction(mae, bands):
     pixels = torch.randn(2, 3, 16, 16)
     valid = torch.ones_like(pixels, dtype=torch.bool)
-    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.75, (0, 0), channels=3, channel_drop=0.5)
+    plan = plan_masks(valid_tokens(valid, (8, 4)), Masking(ratio=0.75, channel_drop=0.5), (0, 0), channels=3)
     before = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).prediction.pixels
     shown = torch.zeros(2, 8, dtype=torch.bool).scatter_(1, plan.visible, True)
     keep = shown[:, :, None, None] & plan.shown_channels[:, None, :, None]
@@ -170,7 +172,7 @@ def test_the_loss_is_the_mean_over_valid_pixels_of_hidden_patches(bands):
     mae = MaskedAutoencoder.from_spec(spec)
     pixels = torch.randn(2, 3, 16, 16)
     valid = torch.rand(2, 3, 16, 16) < 0.9
-    plan = plan_masks(valid_tokens(valid, (8, 8)), 0.5, (0, 0))
+    plan = plan_masks(valid_tokens(valid, (8, 8)), Masking(ratio=0.5), (0, 0))
     out = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
     asked = select(patchify(valid, (8, 8)), plan.hidden)
     error = out.prediction.pixels - select(patchify(pixels, (8, 8)), plan.hidden)
@@ -182,7 +184,7 @@ def test_the_loss_is_the_mean_over_valid_pixels_of_hidden_patches(bands):
 def test_the_loss_is_computed_in_fp32_under_autocast(mae, bands):
     pixels = torch.randn(2, 3, 16, 16) + 300  # bf16 has a resolution of 2 here
     valid = torch.ones_like(pixels, dtype=torch.bool)
-    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0))
+    plan = plan_masks(valid_tokens(valid, (8, 4)), Masking(ratio=0.5), (0, 0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         target = mae.target(pixels, valid, plan, FLOOR.expand(3))
         loss = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss
@@ -193,7 +195,7 @@ def test_the_loss_is_computed_in_fp32_under_autocast(mae, bands):
 def test_a_step_is_one_graph_without_breaks(mae, bands):
     pixels = torch.randn(2, 3, 16, 16)
     valid = torch.ones_like(pixels, dtype=torch.bool)
-    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0))
+    plan = plan_masks(valid_tokens(valid, (8, 4)), Masking(ratio=0.5), (0, 0))
     compiled = torch.compile(mae, backend="eager", fullgraph=True)
     loss = compiled(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss
     assert torch.allclose(loss, mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss)
@@ -207,7 +209,7 @@ def test_reconstruction_copies_what_was_visible_and_predicts_what_was_hidden(ban
     valid = torch.ones_like(pixels, dtype=torch.bool)
     valid[0, :, :8, :8] = False
     pixels[~valid] = float("nan")
-    plan = plan_masks(valid_tokens(valid, (8, 8)), 0.5, (0, 0))
+    plan = plan_masks(valid_tokens(valid, (8, 8)), Masking(ratio=0.5), (0, 0))
     image = mae.reconstruct(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
     assert image.shape == pixels.shape and torch.isfinite(image).all()
     got, given = patchify(image, (8, 8)), patchify(torch.where(valid, pixels, 0.0), (8, 8))
@@ -220,7 +222,7 @@ def test_reconstruction_copies_what_was_visible_and_predicts_what_was_hidden(ban
 def test_a_perfect_prediction_reconstructs_the_image(mae, bands, monkeypatch):
     pixels = torch.randn(2, 3, 16, 16) * 2 + 1
     valid = torch.ones_like(pixels, dtype=torch.bool)
-    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0))
+    plan = plan_masks(valid_tokens(valid, (8, 4)), Masking(ratio=0.5), (0, 0))
     target = mae.target(pixels, valid, plan, FLOOR.expand(3))
     monkeypatch.setattr(mae.decoder, "forward", lambda *_: target)
     assert torch.allclose(mae.reconstruct(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)), pixels, atol=1e-5)
@@ -234,7 +236,7 @@ def test_a_few_steps_on_one_batch_reduce_the_loss(mae):
     optimizer = torch.optim.AdamW(mae.parameters(), lr=3e-3)
     losses = []
     for step in range(60):
-        plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, step))
+        plan = plan_masks(valid_tokens(valid, (8, 4)), Masking(ratio=0.5), (0, step))
         loss = mae(pixels, valid, channels, None, plan, floor=FLOOR.expand(2)).loss
         optimizer.zero_grad()
         loss.backward()

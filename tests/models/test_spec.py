@@ -21,7 +21,7 @@ def test_a_recipe_becomes_timms_sizes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "fast"}, "mode fast is not available yet; use exact"),
+        ({"mode": "quick"}, "mode 'quick' is none of exact, fast"),
         ({"patch_2d": None}, "a model needs a patch: set patch_2d, patch_3d or both"),
         ({"target": "pixels"}, "target 'pixels' is none of patch_channel, patch, none"),
         ({"dim": 50}, "the encoder's width 50 must be a multiple of its 2 heads and of 4"),

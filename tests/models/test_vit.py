@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geomed_mae.errors import ConfigError
-from geomed_mae.models.masking import MaskPlan, plan_masks, valid_tokens
+from geomed_mae.models.masking import Masking, MaskPlan, plan_masks, valid_tokens
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 
@@ -40,7 +40,7 @@ def test_what_stands_at_invalid_places_changes_no_feature_bit(spec, bands, junk,
     pixels = torch.randn(2, 3, 16, 16)
     valid = torch.rand(2, 3, 16, 16) < 0.7
     valid[1, :, :, :8] = False  # whole patches
-    plan = plan_masks(valid_tokens(valid, (8, 4)), 0.5, (0, 0)) if with_plan else None
+    plan = plan_masks(valid_tokens(valid, (8, 4)), Masking(ratio=0.5), (0, 0)) if with_plan else None
     clean = encoder(pixels, valid, bands, plan=plan)
     dirty = encoder(torch.where(valid, pixels, junk), valid, bands, plan=plan)
     assert torch.equal(clean.tokens, dirty.tokens) and torch.isfinite(clean.tokens).all()
@@ -75,7 +75,12 @@ def test_without_padding_no_attention_mask_is_built(spec, bands, monkeypatch):
         monkeypatch.setattr(block, "forward", lambda x, attn_mask=None: seen.append(attn_mask) or x)
     pixels = torch.randn(1, 3, 16, 16)
     encoder(pixels, everything(pixels), bands)
-    encoder(pixels, everything(pixels), bands, plan=plan_masks(torch.ones(1, 8, dtype=torch.bool), 0.5, (0, 0)))
+    encoder(
+        pixels,
+        everything(pixels),
+        bands,
+        plan=plan_masks(torch.ones(1, 8, dtype=torch.bool), Masking(ratio=0.5), (0, 0)),
+    )
     assert seen == [None] * 4
 
 

@@ -10,6 +10,7 @@ from geomed_mae.archives.statistics import summarise
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.mae import MaskedAutoencoder
+from geomed_mae.models.masking import Masking
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.samples.batch import Batch
 from geomed_mae.training.objective import MaskedObjective
@@ -60,4 +61,4 @@ def objective() -> MaskedObjective:
         batch = make_batch(name, shape)
         entries += contract_entries(load_modality(name), batch.channels, batch.statistics)
     mae = MaskedAutoencoder.from_spec(SPEC)
-    return MaskedObjective(mae, Contract(channels=tuple(entries)), mask_ratio=0.75, channel_drop=0.0, seed=0)
+    return MaskedObjective(mae, Contract(channels=tuple(entries)), masking=Masking(), seed=0)

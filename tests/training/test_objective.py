@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geomed_mae.errors import ConfigError, IntegrityError
+from geomed_mae.models.masking import Masking
 from geomed_mae.training import checkpoint
 from geomed_mae.training.objective import objective_state, restore_objective
 
@@ -33,21 +34,21 @@ def test_what_stands_at_invalid_pixels_changes_no_bit(objective, batches_of, mod
 
 def test_images_of_arbitrary_units_are_scaled_by_their_own_statistics(objective, batches_of):
     batch = batches_of("mr", (4, 16, 16))
-    ready = objective.prepare(batch, 0, channel_drop=0.0)
+    ready = objective.prepare(batch, 0, Masking())
     for number, (own,) in enumerate(batch.statistics):
         assert float(ready.center[number, 0]) == pytest.approx(own.median)
         assert float(ready.scale[number, 0]) == pytest.approx(own.spread)
 
 
 def test_absolute_units_are_scaled_by_the_contract(objective, batches_of):
-    ready = objective.prepare(batches_of("ct", (4, 16, 16)), 0, channel_drop=0.0)
+    ready = objective.prepare(batches_of("ct", (4, 16, 16)), 0, Masking())
     assert ready.center.unique().tolist() == [0.0] and ready.scale.unique().tolist() == [400.0]
 
 
 def test_channels_are_hidden_only_where_asked(objective, batches_of):
     batch = batches_of("landsat7", (16, 16))
-    assert objective.prepare(batch, 0, channel_drop=0.0).plan.shown_channels is None
-    shown = objective.prepare(batch, 0, channel_drop=0.9).plan.shown_channels
+    assert objective.prepare(batch, 0, Masking()).plan.shown_channels is None
+    shown = objective.prepare(batch, 0, Masking(channel_drop=0.9)).plan.shown_channels
     assert shown.any(dim=1).all() and not shown.all()
 
 

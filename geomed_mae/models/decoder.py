@@ -1,0 +1,122 @@
+"""The decoders: from the tokens of visible patches to the pixels of those that are asked for.
+
+exact: self-attention over visible tokens and mask tokens together, as published (arXiv 2111.06377).
+fast: cross-attention, each mask token looks at the visible tokens and at no other mask token (CrossMAE, arXiv
+2401.14391), so that it costs nothing to ask for a part of the hidden patches: `Masking.predict_ratio`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+
+from geomed_mae.image import Channel
+from geomed_mae.models.attention import CrossAttention
+from geomed_mae.models.masking import MaskPlan
+from geomed_mae.models.patch_embed import ChannelHeads
+from geomed_mae.models.patches import select
+from geomed_mae.models.positions import position_table
+from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.vit import INIT_STD, NORM_EPS, Tokens, attention_bias, init_linear, make_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The decoder's answer for each asked patch and channel: normalised pixels and the patch's statistics."""
+
+    pixels: Float[Tensor, "b h c p"]
+    mean: Float[Tensor, "b h c"]
+    log_sigma: Float[Tensor, "b h c"]
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block: queries gather from the visible tokens, then an MLP of four times their width."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm_seen = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = CrossAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.apply(init_linear)
+
+    def forward(
+        self, x: Float[Tensor, "b h d"], seen: Float[Tensor, "b k d"], bias: Float[Tensor, "b 1 1 k"] | None
+    ) -> Float[Tensor, "b h d"]:
+        """Return the queries, each knowing more of `seen`."""
+        x = x + self.attn(self.norm1(x), self.norm_seen(seen), bias)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """Light transformer that answers for the asked patches of a plan; `spec.mode` says which of the two it is."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Linear(spec.dim, spec.decoder_dim)
+        init_linear(self.embed)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, spec.decoder_dim) * INIT_STD)
+        shape = spec.decoder_dim, spec.decoder_depth, spec.decoder_heads
+        self.blocks = make_blocks(*shape) if spec.mode == "exact" else _cross_blocks(*shape)
+        self.norm = nn.LayerNorm(spec.decoder_dim, eps=NORM_EPS)
+        self.heads = ChannelHeads(spec)
+
+    def forward(
+        self,
+        encoded: Tokens,
+        channels: Sequence[Channel],
+        spacing: Float[Tensor, "b axes"] | None,
+        plan: MaskPlan,
+    ) -> Prediction:
+        """Predict the asked patches of `plan` from the tokens of its visible ones.
+
+        Tokens stand in the order of the plan, not of the grid: attention does not know order, only positions.
+        """
+        axes = len(encoded.grid)
+        seen = self.embed(encoded.tokens)  # b 1+v d
+        reference = self.spec.reference(channels, axes)
+        position = position_table(
+            encoded.grid, self.spec.decoder_dim, spacing=spacing, reference=reference, device=seen.device
+        )
+        visible = (seen[:, 1:] + select(position, plan.visible)).to(seen.dtype)
+        seen = torch.cat([seen[:, :1], visible], dim=1)
+        asked = (self.mask_token + select(position, plan.hidden)).to(seen.dtype)
+        x = self._together(seen, asked, plan) if self.spec.mode == "exact" else self._apart(seen, asked, plan)
+        answer = self.heads(self.norm(x), channels, self.spec.patch(axes))  # b h c p+2
+        return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
+
+    def _together(
+        self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan
+    ) -> Float[Tensor, "b h d"]:
+        x = torch.cat([seen, asked], dim=1)
+        bias = attention_bias(_joined_pad(plan), x)
+        for block in self.blocks:
+            x = block(x, attn_mask=bias)
+        return x[:, seen.shape[1] :]
+
+    def _apart(
+        self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan
+    ) -> Float[Tensor, "b h d"]:
+        bias = attention_bias(plan.visible_pad, seen)
+        for block in self.blocks:
+            asked = block(asked, seen, bias)
+        return asked
+
+
+def _cross_blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
+    return nn.ModuleList(CrossBlock(dim, heads) for _ in range(depth))
+
+
+def _joined_pad(plan: MaskPlan) -> Bool[Tensor, "b v+h"] | None:
+    """Return the padding of visible and hidden entries together, None when there is none."""
+    if plan.visible_pad is None and plan.hidden_pad is None:
+        return None
+    pairs = ((plan.visible, plan.visible_pad), (plan.hidden, plan.hidden_pad))
+    return torch.cat([torch.zeros_like(index, dtype=torch.bool) if pad is None else pad for index, pad in pairs], dim=1)
