@@ -1,10 +1,20 @@
 """Time of one training step (forward and backward) beside transformers' ViTMAE, as ratios from one interleaved run.
 
-    python benchmarks/step.py --size small --batch 16 --rounds 5
+    python benchmarks/step.py                                    # ViT-S at 224, 3 channels, fp32
+    python benchmarks/step.py --size base --precision bf16 --channels 3 12
+    python benchmarks/step.py --crop 96 96 96 --channels 1        # volumes, which the peer does not take
+    python benchmarks/step.py --compile --curve 200               # eager against compiled, in time and in loss
 
-Ours runs the same objective (target `patch`, no statistics head, three channels) and our default one (per-channel
-targets with the statistics head). CPU time on a CPU, because other processes make wall time there a lottery; the median
-of paired ratios, because the machine's speed drifts.
+Variants: `published` is transformers' ViTMAE, `exact` ours with the same objective (target `patch`, no statistics
+head), `default` ours with per-channel targets and the statistics head, `fast_25` and `fast_50` ours with the
+cross-attention decoder that is asked for a quarter and half of all patches: another objective, and called so. All have
+decoders of the same width and 8 blocks. More channels are compared with the peer's model of that many channels.
+
+Ratios are medians over rounds of published / ours in CPU time (wall time on a GPU) and in wall time, with their
+quartiles: steps of all variants take turns, because a machine's speed drifts. `gemm_share` is the share of the matrix
+products' rate, measured in the same run, that the FLOPs of the formula in `flops` make up.
+
+{RESULTS}
 """
 
 from __future__ import annotations
@@ -12,111 +22,249 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Sequence
+from statistics import median, quantiles
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from geomed_mae.modalities import load_modality
+from geomed_mae.image import Channel
 from geomed_mae.models.mae import MaskedAutoencoder
-from geomed_mae.models.masking import Masking, plan_masks, valid_tokens
+from geomed_mae.models.masking import Masking, MaskPlan, plan_masks
+from geomed_mae.models.patches import patch_grid
 from geomed_mae.models.spec import SIZES, ModelSpec
 
-IMAGE, PATCH, RATIO = 224, 16, 0.75
-DECODER = {"dim": 512, "depth": 8, "heads": 16}
-RGB = load_modality("rgb").channels
+RATIO, PATCH = 0.75, 16
+DECODERS = {"tiny": (256, 8, 8), "small": (256, 8, 8), "base": (512, 8, 16), "large": (512, 8, 16)}
+"""Width, depth and heads: MAE's for ViT-B and ViT-L, CrossMAE's for ViT-S."""
+
+VARIANTS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "exact": ({"target": "patch", "stats_weight": 0.0}, None),
+    "default": ({}, None),
+    "fast_25": ({"mode": "fast"}, 0.25),
+    "fast_50": ({"mode": "fast"}, 0.5),
+}
+"""Changes of the spec, and the predict ratio."""
+
+PLANS = 8
+"""Masks are drawn before the clock runs, as the peer's are part of its step but cost nothing to speak of."""
 
 
-def ours(size: str, target: str, stats_weight: float, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Return a function that computes our loss of one freshly masked batch."""
-    dim, depth, heads = SIZES[size]
-    spec = ModelSpec(
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        patch_2d=(PATCH, PATCH),
-        decoder_dim=DECODER["dim"],
-        decoder_depth=DECODER["depth"],
-        decoder_heads=DECODER["heads"],
-        target=target,
-        stats_weight=stats_weight,
+class Step(Protocol):
+    """One model with its input; calling it computes a loss.
+
+    Attributes:
+        pixels: the input (b, c, *s).
+        flops: of one forward and backward pass of the batch; 0 where unknown.
+    """
+
+    pixels: Tensor
+    flops: float
+
+    def __call__(self) -> Tensor:
+        """Return the loss under the next mask."""
+
+
+def bands(count: int) -> tuple[Channel, ...]:
+    """Return `count` optical channels of distinct wavelengths."""
+    return tuple(
+        Channel(name=f"b{n}", kind="optical", unit="reflectance", wavelength_nm=450 + 2000 * n / count, bandwidth_nm=10)
+        for n in range(count)
     )
-    model = MaskedAutoencoder.from_spec(spec).to(pixels.device)
-    valid = torch.ones_like(pixels, dtype=torch.bool)
-    floor = torch.full((len(RGB),), 0.05, device=pixels.device)
-    token_valid = valid_tokens(valid, (PATCH, PATCH)).cpu()
-    steps = iter(range(1_000_000))
-
-    def loss() -> torch.Tensor:
-        plan = plan_masks(token_valid, Masking(ratio=RATIO), (0, next(steps))).to(pixels.device)
-        return model(pixels, valid, RGB, None, plan, floor=floor).loss
-
-    return loss
 
 
-def published(size: str, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Return a function that computes the loss of transformers' ViTMAE of the same size."""
-    dim, depth, heads = SIZES[size]
-    config = ViTMAEConfig(
-        hidden_size=dim,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * dim,
-        image_size=IMAGE,
-        patch_size=PATCH,
-        norm_pix_loss=True,
-        mask_ratio=RATIO,
-        decoder_hidden_size=DECODER["dim"],
-        decoder_num_hidden_layers=DECODER["depth"],
-        decoder_num_attention_heads=DECODER["heads"],
-        decoder_intermediate_size=4 * DECODER["dim"],
-    )
-    model = ViTMAEForPreTraining(config).to(pixels.device)
-    return lambda: model(pixels).loss
+class Ours:
+    """Our model in one of the VARIANTS."""
+
+    def __init__(self, variant: str, size: str, pixels: Tensor, *, compiled: bool) -> None:
+        changes, predict_ratio = VARIANTS[variant]
+        (dim, depth, heads), (width, blocks, decoder_heads) = SIZES[size], DECODERS[size]
+        axes = pixels.ndim - 2
+        self.spec = ModelSpec(
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            **{f"patch_{axes}d": (PATCH,) * axes},
+            decoder_dim=width,
+            decoder_depth=blocks,
+            decoder_heads=decoder_heads,
+            **changes,
+        )
+        self.model = MaskedAutoencoder.from_spec(self.spec).to(pixels.device)
+        self.run = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.pixels, self.valid = pixels, torch.ones_like(pixels, dtype=torch.bool)
+        self.channels = bands(pixels.shape[1])
+        self.floor = torch.full((pixels.shape[1],), 0.05, device=pixels.device)
+        grid = patch_grid(pixels.shape[2:], self.spec.patch(axes))
+        every = torch.ones(len(pixels), int(torch.tensor(grid).prod()), dtype=torch.bool)
+        masking = Masking(ratio=RATIO, predict_ratio=predict_ratio)
+        self.plans: list[MaskPlan] = [plan_masks(every, masking, (0, n)).to(pixels.device) for n in range(PLANS)]
+        self.calls = 0
+        self.flops = len(pixels) * flops(self.spec, self.plans[0], every.shape[1], pixels.shape[1] * PATCH**axes)
+
+    def __call__(self) -> Tensor:
+        """Return the loss under the next mask."""
+        plan = self.plans[self.calls % PLANS]
+        self.calls += 1
+        return self.run(self.pixels, self.valid, self.channels, None, plan, floor=self.floor).loss
 
 
-def seconds(step: Callable[[], torch.Tensor], *, cuda: bool) -> float:
-    """Return the time of one forward and backward pass: CPU seconds, or wall seconds of a CUDA device."""
-    clock = time.perf_counter if cuda else time.process_time
+class Published:
+    """transformers' ViTMAE of the same size."""
+
+    def __init__(self, size: str, pixels: Tensor, *, compiled: bool) -> None:
+        (dim, depth, heads), (width, blocks, decoder_heads) = SIZES[size], DECODERS[size]
+        config = ViTMAEConfig(
+            hidden_size=dim,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=4 * dim,
+            image_size=pixels.shape[-1],
+            patch_size=PATCH,
+            num_channels=pixels.shape[1],
+            norm_pix_loss=True,
+            mask_ratio=RATIO,
+            decoder_hidden_size=width,
+            decoder_num_hidden_layers=blocks,
+            decoder_num_attention_heads=decoder_heads,
+            decoder_intermediate_size=4 * width,
+        )
+        model = ViTMAEForPreTraining(config).to(pixels.device)
+        self.run = torch.compile(model, dynamic=False) if compiled else model
+        self.pixels = pixels
+        self.flops = 0.0
+
+    def __call__(self) -> Tensor:
+        """Return the loss under a fresh mask."""
+        return self.run(self.pixels).loss
+
+
+def flops(spec: ModelSpec, plan: MaskPlan, tokens: int, patch_values: int) -> float:
+    """Return the FLOPs of forward and backward of one image: matrix products alone, 2 per multiplication.
+
+    A block costs 12 d^2 per token and 2 n d for its attention; the backward pass is twice the forward pass, without the
+    gradient of the pixels (notes as in Hoffmann et al., arXiv 2203.15556, appendix F).
+    """
+    visible, asked = plan.visible.shape[1], plan.hidden.shape[1]
+    seen, width = visible + 1, spec.decoder_dim
+    embed = visible * patch_values * spec.dim
+    encoder = spec.depth * (seen * 12 * spec.dim**2 + 2 * seen**2 * spec.dim)
+    if spec.mode == "exact":
+        queries = tokens + 1
+        decoder = spec.decoder_depth * (queries * 12 * width**2 + 2 * queries**2 * width)
+    else:
+        decoder = spec.decoder_depth * (asked * 10 * width**2 + seen * 2 * width**2 + 2 * asked * seen * width)
+    rest = seen * spec.dim * width + asked * width * patch_values
+    return 2 * (3 * (encoder + decoder + rest) + 2 * embed)
+
+
+def gemm_rate(dtype: torch.dtype, device: str, size: int = 2048) -> tuple[float, float]:
+    """Return FLOPs per CPU second (wall second on a GPU) and per wall second of a square product: best of five."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = [timed(lambda: a @ b, cuda=device != "cpu") for _ in range(6)][1:]
+    return tuple(2 * size**3 / min(entry[kind] for entry in times) for kind in (0, 1))
+
+
+def timed(work: Callable[[], Any], *, cuda: bool) -> tuple[float, float]:
+    """Return CPU seconds (wall seconds of a GPU) and wall seconds of `work`."""
     if cuda:
         torch.cuda.synchronize()
-    start = clock()
-    step().backward()
+    start, start_cpu = time.perf_counter(), time.process_time()
+    work()
     if cuda:
         torch.cuda.synchronize()
-    return clock() - start
+    wall = time.perf_counter() - start
+    return (wall if cuda else time.process_time() - start_cpu), wall
+
+
+def measure(options: argparse.Namespace, channels: int) -> dict[str, Any]:
+    """Time all variants in turn on one shape."""
+    cuda = options.device != "cpu"
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    pixels = torch.randn(options.batch, channels, *options.crop, device=options.device)
+    steps: dict[str, Step] = {}
+    if len(options.crop) == 2 and options.crop[0] == options.crop[1]:
+        steps["published"] = Published(options.size, pixels, compiled=options.compile)
+    for name in options.variants:
+        steps[name] = Ours(name, options.size, pixels, compiled=options.compile)
+
+    def once(step: Step) -> tuple[float, float]:
+        def work() -> None:
+            with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
+                loss = step()
+            loss.backward()
+
+        return timed(work, cuda=cuda)
+
+    for step in steps.values():
+        for _ in range(2):
+            once(step)
+    rounds = [{name: once(step) for name, step in steps.items()} for _ in range(options.rounds)]
+    rate = gemm_rate(dtype, options.device)
+    return {"channels": channels, **{name: _line(name, step, rounds, rate) for name, step in steps.items()}}
+
+
+def _line(name: str, step: Step, rounds: Sequence[dict[str, tuple[float, float]]], rate: Sequence[float]) -> Any:
+    own = [entry[name] for entry in rounds]
+    images = len(step.pixels)
+    line = {
+        "images_per_second": round(images / median(wall for _, wall in own), 2),
+        "cpu_seconds": round(median(cpu for cpu, _ in own), 3),
+    }
+    if step.flops:
+        line["gemm_share"] = round(step.flops / median(cpu for cpu, _ in own) / rate[0], 2)
+    if "published" in rounds[0] and name != "published":
+        for kind, label in ((0, "cpu"), (1, "wall")):
+            ratios = [entry["published"][kind] / entry[name][kind] for entry in rounds]
+            low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
+            line[f"speedup_{label}"] = [round(value, 3) for value in (median(ratios), low, high)]
+    return line
+
+
+def curve(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the default variant eagerly and compiled from the same weights, and compare the losses."""
+    pixels = torch.randn(options.batch, options.channels[0], *options.crop, device=options.device)
+    pixels = torch.nn.functional.avg_pool2d(pixels, 9, 1, 4) * 9
+    losses: dict[bool, list[float]] = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        step = Ours("default", options.size, pixels, compiled=compiled)
+        optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-3)
+        losses[compiled] = []
+        for _ in range(options.curve):
+            loss = step()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[compiled].append(float(loss.detach()))
+    apart = [abs(a - b) / a for a, b in zip(losses[False], losses[True], strict=True)]
+    return {"steps": options.curve, "largest_relative_difference": max(apart), "last_loss": losses[False][-1]}
 
 
 def main() -> None:
-    """Print one JSON object: seconds per step and ratios (published / ours; above 1 is faster than the peer)."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--crop", type=int, nargs="+", default=[224, 224])
+    parser.add_argument("--channels", type=int, nargs="+", default=[3])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile all models, the peer too")
+    parser.add_argument("--curve", type=int, default=0, metavar="STEPS", help="compare losses of eager and compiled")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    cuda = options.device.startswith("cuda")
-    pixels = torch.randn(options.batch, len(RGB), IMAGE, IMAGE, device=options.device)
-    steps = {
-        "published": published(options.size, pixels),
-        "ours_same_objective": ours(options.size, "patch", 0.0, pixels),
-        "ours_default": ours(options.size, "patch_channel", 1.0, pixels),
-    }
-    for step in steps.values():
-        seconds(step, cuda=cuda)
-    rounds = [{name: seconds(step, cuda=cuda) for name, step in steps.items()} for _ in range(options.rounds)]
-    result = {
-        "options": vars(options),
-        "torch": torch.__version__,
-        "seconds": {name: median(entry[name] for entry in rounds) for name in steps},
-        "speedup": {
-            name: median(entry["published"] / entry[name] for entry in rounds) for name in steps if name != "published"
-        },
-    }
+    result = {"options": vars(options), "torch": torch.__version__}
+    if options.curve:
+        result["curve"] = curve(options)
+    else:
+        result["shapes"] = [measure(options, channels) for channels in options.channels]
     print(json.dumps(result, indent=2))
 
 

@@ -38,6 +38,17 @@ class SelfAttention(Attention):
         bias = None if attn_mask is None else attn_mask.to(qkv.dtype)
         return self.proj(attend(*qkv.unbind(0), bias).transpose(1, 2).flatten(2))
 
+    def rows_from(
+        self, first: int, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b n-first d"]:
+        """Return the rows of `forward` from `first` on, for the price of their queries alone."""
+        width = self.qkv.in_features
+        (w_query, w_seen), (b_query, b_seen) = (part.split([width, 2 * width]) for part in self.qkv.parameters())
+        query = F.linear(x[:, first:], w_query, b_query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        seen = F.linear(x, w_seen, b_seen).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = None if bias is None else bias.to(query.dtype)
+        return self.proj(attend(query, *seen.unbind(0), bias).transpose(1, 2).flatten(2))
+
 
 class CrossAttention(nn.Module):
     """Queries see the tokens of another sequence and not one another (CrossMAE, arXiv 2401.14391)."""

@@ -95,11 +95,14 @@ class Decoder(nn.Module):
     def _together(
         self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan
     ) -> Float[Tensor, "b h d"]:
-        x = torch.cat([seen, asked], dim=1)
+        x, first = torch.cat([seen, asked], dim=1), seen.shape[1]
         bias = attention_bias(_joined_pad(plan), x)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, attn_mask=bias)
-        return x[:, seen.shape[1] :]
+        # Nobody reads the visible tokens of the last block, so it computes them no more than its keys need.
+        last = self.blocks[-1]
+        x = x[:, first:] + last.attn.rows_from(first, last.norm1(x), bias)
+        return x + last.mlp(last.norm2(x))
 
     def _apart(
         self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan

@@ -57,3 +57,10 @@ def test_cross_attention_is_torchs():
         theirs.out_proj.bias.copy_(ours.proj.bias)
     x, seen = torch.randn(2, 5, 48), torch.randn(2, 9, 48)
     assert torch.allclose(ours(x, seen), theirs(x, seen, seen)[0], atol=1e-6)
+
+
+def test_rows_from_are_the_last_rows():
+    attention, x, bias = SelfAttention(48, num_heads=3, qkv_bias=True), torch.randn(2, 7, 48), torch.zeros(2, 1, 1, 7)
+    bias[1, ..., 5:] = float("-inf")
+    assert torch.allclose(attention.rows_from(3, x, bias), attention(x, bias)[:, 3:], atol=1e-6)
+    assert torch.allclose(attention.rows_from(3, x), attention(x)[:, 3:], atol=1e-6)
