@@ -102,7 +102,9 @@ class Ours:
         masking = Masking(ratio=RATIO, predict_ratio=predict_ratio)
         self.plans: list[MaskPlan] = [plan_masks(every, masking, (0, n)).to(pixels.device) for n in range(PLANS)]
         self.calls = 0
-        self.flops = len(pixels) * flops(self.spec, self.plans[0], every.shape[1], pixels.shape[1] * PATCH**axes)
+        values = pixels.shape[1] * PATCH**axes
+        images = len(pixels) * flops(self.spec, self.plans[0], every.shape[1], values)
+        self.flops = images + weights_flops(self.spec, values)
 
     def __call__(self) -> Tensor:
         """Return the loss under the next mask."""
@@ -158,6 +160,11 @@ def flops(spec: ModelSpec, plan: MaskPlan, tokens: int, patch_values: int) -> fl
         decoder = spec.decoder_depth * (asked * 10 * width**2 + seen * 2 * width**2 + 2 * asked * seen * width)
     rest = seen * spec.dim * width + asked * width * patch_values
     return 2 * (3 * (encoder + decoder + rest) + 2 * embed)
+
+
+def weights_flops(spec: ModelSpec, patch_values: int) -> float:
+    """Return the FLOPs of making filters and predictions of all channels from shared ones, once a step."""
+    return 2 * 3 * patch_values * spec.basis * (spec.dim + spec.decoder_dim)
 
 
 def gemm_rate(dtype: torch.dtype, device: str, size: int = 2048) -> tuple[float, float]:
@@ -224,13 +231,13 @@ def _line(name: str, step: Step, rounds: Sequence[dict[str, tuple[float, float]]
 
 
 def curve(options: argparse.Namespace) -> dict[str, Any]:
-    """Train the default variant eagerly and compiled from the same weights, and compare the losses."""
+    """Train the first variant eagerly and compiled from the same weights, and compare the losses."""
     pixels = torch.randn(options.batch, options.channels[0], *options.crop, device=options.device)
     pixels = torch.nn.functional.avg_pool2d(pixels, 9, 1, 4) * 9
     losses: dict[bool, list[float]] = {}
     for compiled in (False, True):
         torch.manual_seed(0)
-        step = Ours("default", options.size, pixels, compiled=compiled)
+        step = Ours(options.variants[0], options.size, pixels, compiled=compiled)
         optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-3)
         losses[compiled] = []
         for _ in range(options.curve):
@@ -240,7 +247,12 @@ def curve(options: argparse.Namespace) -> dict[str, Any]:
             optimizer.step()
             losses[compiled].append(float(loss.detach()))
     apart = [abs(a - b) / a for a, b in zip(losses[False], losses[True], strict=True)]
-    return {"steps": options.curve, "largest_relative_difference": max(apart), "last_loss": losses[False][-1]}
+    return {
+        "steps": options.curve,
+        "largest_relative_difference": max(apart),
+        "first_loss": losses[False][0],
+        "last_loss": losses[False][-1],
+    }
 
 
 def main() -> None:

@@ -127,7 +127,7 @@ class ModelConfig(Section):
     channel_drop: float = science(0.0, ge=0.0, lt=1.0)
     """Probability of hiding a channel from the encoder while still asking for it; one channel is always shown."""
     init: str | None = science(None)
-    """Encoder folder to start from, or None for random weights."""
+    """Encoder folder, run, Hugging Face ViTMAE folder or timm ViT folder to start from; None is random weights."""
 
     @model_validator(mode="after")
     def _has_a_patch(self) -> ModelConfig:

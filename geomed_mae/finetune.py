@@ -32,6 +32,7 @@ from geomed_mae.heads.windows import whole_class_map
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.encoder_folder import load_encoder
+from geomed_mae.models.foreign.fixed import meet
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 from geomed_mae.readers import IGNORE
@@ -194,6 +195,7 @@ def build_task_model(recipe: Recipe, bucket: Bucket, rows: Sequence[Row], encode
         contract = Contract(channels=entries, crop_2d=recipe.data.crop_2d, crop_3d=recipe.data.crop_3d)
     else:
         pretrained = load_encoder(encoder)
+        meet(pretrained, [bucket.channels])
         module, contract = pretrained.module, pretrained.contract.extended(entries)
         contract.entries(bucket.modality, bucket.channels)
     if recipe.head.frozen:

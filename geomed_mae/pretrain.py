@@ -23,10 +23,11 @@ from geomed_mae.errors import ConfigError, TooManyBadInputsError
 from geomed_mae.modalities import Modality, resolve_modalities
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.encoder_folder import load_encoder, save_encoder
+from geomed_mae.models.foreign.fixed import start
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.masking import Masking
 from geomed_mae.models.pretrained import PretrainedEncoder
-from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.spec import SIZES, ModelSpec
 from geomed_mae.samples.batch import Batch
 from geomed_mae.samples.buckets import Bucket, shares
 from geomed_mae.samples.loader import Steps, load_steps, measure_rate
@@ -81,12 +82,13 @@ def pretrain(
     train = recipe.train
     steps = Steps(index, recipe.data, seed=train.seed, batch_size=train.batch_size)
 
+    source = None if config.init is None else load_encoder(config.init)
     # Weights are drawn here and nowhere else.
     torch.manual_seed(train.seed)
-    mae = MaskedAutoencoder.from_spec(ModelSpec.from_config(config))
+    mae = MaskedAutoencoder.from_spec(adapted(ModelSpec.from_config(config), source))
     contract = make_contract(recipe, index, steps.buckets)
-    if config.init is not None:
-        contract = start_from(mae, contract, load_encoder(config.init))
+    if source is not None:
+        contract = start_from(mae, contract, source)
     if dry_run:
         return describe_plan(recipe, index, steps, mae)
     device = pick_device(train.device)
@@ -172,28 +174,55 @@ def _known(modalities: Mapping[str, Modality], name: str) -> Modality:
     return modalities[name]
 
 
+def adapted(spec: ModelSpec, source: PretrainedEncoder | None) -> ModelSpec:
+    """Return the spec with what no recipe sets and an encoder to start from has: norm_eps and learned positions.
+
+    Raises:
+        ConfigError: learned positions are of images, and the recipe has volumes too, or the other way round.
+    """
+    if source is None:
+        return spec
+    spec, learned = replace(spec, norm_eps=source.spec.norm_eps), source.spec.learned_positions
+    if learned is None:
+        return spec
+    patches = {2: spec.patch_2d, 3: spec.patch_3d}
+    if patches.pop(len(learned)) is None:
+        return spec  # nothing but blocks will be taken
+    if any(patches.values()):
+        raise ConfigError(
+            f"model.init has a learned table of positions for {len(learned)} spatial axes; a recipe that starts from "
+            f"it has model.patch_{len(learned)}d alone"
+        )
+    return replace(spec, learned_positions=learned)
+
+
 def start_from(mae: MaskedAutoencoder, contract: Contract, source: PretrainedEncoder) -> Contract:
     """Copy the weights of a pretrained encoder into `mae`, and return its contract extended by the new channels.
 
-    Channels that it knows keep their scaling. Filters of a kind of patch that it does not have stay random.
+    Channels that it knows keep their scaling. Filters of a kind of patch that it does not have stay random. A model
+    that came from elsewhere gives its decoder too, if it fits, and its filters to channels that it does not know
+    (`models.foreign.fixed.start`).
 
     Raises:
         ConfigError: the shapes differ; the keys to change are named.
     """
     have, want = source.spec, mae.spec
-    names = ("dim", "depth", "heads", "basis", "patch_2d", "patch_3d")
+    names = ["dim", "depth", "heads", "patch_2d", "patch_3d"] + (["basis"] if source.origin is None else [])
     differ = [
-        f"{name} {getattr(have, name)}, here {getattr(want, name)}"
+        name
         for name in names
         if getattr(have, name) != getattr(want, name)
         and not (name.startswith("patch") and None in (getattr(have, name), getattr(want, name)))
     ]
     if differ:
-        raise ConfigError(
-            f"model.init is an encoder with {'; '.join(differ)}; set model.size and patches as it has them"
-        )
-    weights, wanted = source.module.state_dict(), set(mae.encoder.state_dict())
-    mae.encoder.load_state_dict({**mae.encoder.state_dict(), **{k: v for k, v in weights.items() if k in wanted}})
+        found = "; ".join(f"{name} {getattr(have, name)}, here {getattr(want, name)}" for name in differ)
+        raise ConfigError(f"model.init is an encoder with {found}; {_way_out(have, differ)}")
+    if source.origin is not None:
+        modalities = dict.fromkeys(entry.modality for entry in contract.channels)
+        start(mae, source.origin, [[entry.channel for entry in contract.of(name)] for name in modalities])
+    else:
+        weights, wanted = source.module.state_dict(), set(mae.encoder.state_dict())
+        mae.encoder.load_state_dict({**mae.encoder.state_dict(), **{k: v for k, v in weights.items() if k in wanted}})
     return replace(
         source.contract.extended(contract.channels),
         crop_2d=contract.crop_2d or source.contract.crop_2d,
@@ -202,6 +231,21 @@ def start_from(mae: MaskedAutoencoder, contract: Contract, source: PretrainedEnc
         images=contract.images,
         steps=contract.steps,
     )
+
+
+def _way_out(have: ModelSpec, differ: Sequence[str]) -> str:
+    """Return what to set so that a recipe builds the shape `have`."""
+    size = next((name for name, (dim, _, heads) in SIZES.items() if (dim, heads) == (have.dim, have.heads)), None)
+    if size is None:
+        known = ", ".join(f"{name} {dim} with {heads}" for name, (dim, _, heads) in SIZES.items())
+        return f"recipes have the widths and heads of timm's sizes alone ({known}), so no recipe can go on from it"
+    keys = [f"model.size={size}"] if {"dim", "heads"} & set(differ) else []
+    if "depth" in differ or ("dim" in differ and have.depth != SIZES[size][1]):
+        keys.append(f"model.depth={have.depth}")
+    for name in ("patch_2d", "patch_3d", "basis"):
+        if name in differ:
+            keys.append(f"model.{name}={getattr(have, name)}".replace("(", "[").replace(")", "]").replace(" ", ""))
+    return f"set {' '.join(keys)}"
 
 
 def within_budget(batches: Iterator[Batch], images: int) -> Iterator[Batch]:

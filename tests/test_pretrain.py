@@ -16,11 +16,13 @@ from geomed_mae.archives.build import open_archive
 from geomed_mae.config import build_recipe, load_recipe, recipes_folder
 from geomed_mae.errors import ConfigError, IntegrityError, Preempted, TooManyBadInputsError
 from geomed_mae.models.encoder_folder import load_encoder
-from geomed_mae.pretrain import pretrain, within_budget
+from geomed_mae.models.spec import ModelSpec
+from geomed_mae.pretrain import adapted, pretrain, within_budget
 from geomed_mae.reconstruct import reconstruct
 from geomed_mae.samples.batch import Batch
 from geomed_mae.training import checkpoint
 from geomed_mae.training.objective import MaskedObjective
+from tests.make_published import timm_vit, vit_mae
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -179,8 +181,64 @@ def test_an_encoder_can_be_the_start_of_another_run(run, archive, tmp_path, monk
 
 
 def test_an_encoder_of_another_shape_is_refused_with_the_keys(run, archive, tmp_path):
-    with pytest.raises(ConfigError, match=r"model.init is an encoder with depth 1, here 2"):
+    with pytest.raises(ConfigError, match=r"model.init is an encoder with depth 1, here 2; set model.depth=1$"):
         pretrain(recipe(model__init=str(run[1]), model__depth=2), [archive], tmp_path / "run")
+
+
+def hugging_face(folder, **changes):
+    """Write a Hugging Face model with the encoder and decoder of RECIPE; return it."""
+    shape = {"hidden_size": 192, "num_hidden_layers": 1, "intermediate_size": 768, "image_size": 16, "patch_size": 4}
+    shape |= {"decoder_hidden_size": 16, "decoder_num_attention_heads": 1, "decoder_intermediate_size": 64}
+    theirs = vit_mae(**{**shape, **changes})
+    theirs.save_pretrained(folder, safe_serialization=True)
+    return theirs
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_hugging_face_model_can_be_the_start_of_a_run_on_other_bands(archive, tmp_path, monkeypatch, learned):
+    theirs = hugging_face(tmp_path / "hf")
+    if learned:
+        torch.nn.init.normal_(theirs.vit.embeddings.position_embeddings)
+        theirs.save_pretrained(tmp_path / "hf", safe_serialization=True)
+    started = {}
+
+    def note(self, batch, step):
+        started.update({name: value.clone() for name, value in self.mae.state_dict().items()})
+        return original(self, batch, step)
+
+    original = MaskedObjective.loss
+    monkeypatch.setattr(MaskedObjective, "loss", note)
+    result = pretrain(recipe(model__init=str(tmp_path / "hf"), train__steps=1), [archive], tmp_path / "run")
+    assert torch.equal(started["encoder.norm.weight"], theirs.vit.layernorm.weight)
+    assert torch.equal(started["decoder.embed.weight"], theirs.decoder.decoder_embed.weight)
+    assert np.isfinite(result["loss_last"])
+    encoder = load_encoder(tmp_path / "run")
+    assert encoder.spec.learned_positions == ((4, 4) if learned else None)
+    assert {entry.modality for entry in encoder.contract.channels} == {"rgb", "landsat7"}
+    again = recipe(model__init=str(tmp_path / "run"), train__steps=1)
+    pretrain(again, [archive], tmp_path / "again")
+    reconstruct(tmp_path / "run", [archive / "scene0.tif"], tmp_path / "panel.png")
+
+
+def test_a_foreign_model_of_another_shape_is_refused_with_the_keys_to_set(archive, tmp_path):
+    hugging_face(tmp_path / "hf", hidden_size=384, num_attention_heads=6, intermediate_size=1536, patch_size=8)
+    with pytest.raises(ConfigError, match=r"set model.size=small model.depth=1 model.patch_2d=\[8,8\]$"):
+        pretrain(recipe(model__init=str(tmp_path / "hf")), [archive], tmp_path / "run")
+    hugging_face(tmp_path / "odd", hidden_size=96, intermediate_size=384)
+    with pytest.raises(ConfigError, match=r"dim 96, here 192; recipes have the widths and heads of timm's sizes alone"):
+        pretrain(recipe(model__init=str(tmp_path / "odd")), [archive], tmp_path / "run")
+    hugging_face(tmp_path / "fit")
+    with pytest.raises(ConfigError, match=r"other channels beside 3 known ones need 4 basis filters"):
+        pretrain(recipe(model__init=str(tmp_path / "fit"), model__basis=3), [archive], tmp_path / "run")
+
+
+def test_learned_positions_of_images_are_no_start_for_volumes_too(tmp_path):
+    timm_vit(tmp_path)
+    spec = ModelSpec(dim=48, depth=2, heads=3, patch_2d=(8, 8), patch_3d=(2, 8, 8))
+    with pytest.raises(ConfigError, match=r"for 2 spatial axes; a recipe that starts from it has model.patch_2d alone"):
+        adapted(spec, load_encoder(tmp_path))
+    volumes = ModelSpec(dim=48, depth=2, heads=3, patch_3d=(2, 8, 8))
+    assert adapted(volumes, load_encoder(tmp_path)) == volumes
 
 
 def test_what_the_recipe_lacks_is_an_error_that_names_it(archive, tmp_path):

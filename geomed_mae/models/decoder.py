@@ -22,7 +22,7 @@ from geomed_mae.models.patch_embed import ChannelHeads
 from geomed_mae.models.patches import select
 from geomed_mae.models.positions import position_table
 from geomed_mae.models.spec import ModelSpec
-from geomed_mae.models.vit import INIT_STD, NORM_EPS, Tokens, attention_bias, init_linear, make_blocks
+from geomed_mae.models.vit import INIT_STD, Tokens, attention_bias, init_linear, make_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Prediction:
 class CrossBlock(nn.Module):
     """Pre-norm block: queries gather from the visible tokens, then an MLP of four times their width."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.norm_seen = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm_seen = nn.LayerNorm(dim, eps=eps)
         self.attn = CrossAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, 4 * dim)
         self.apply(init_linear)
 
@@ -64,8 +64,9 @@ class Decoder(nn.Module):
         init_linear(self.embed)
         self.mask_token = nn.Parameter(torch.randn(1, 1, spec.decoder_dim) * INIT_STD)
         shape = spec.decoder_dim, spec.decoder_depth, spec.decoder_heads
-        self.blocks = make_blocks(*shape) if spec.mode == "exact" else _cross_blocks(*shape)
-        self.norm = nn.LayerNorm(spec.decoder_dim, eps=NORM_EPS)
+        make = make_blocks if spec.mode == "exact" else _cross_blocks
+        self.blocks = make(*shape, eps=spec.norm_eps)
+        self.norm = nn.LayerNorm(spec.decoder_dim, eps=spec.norm_eps)
         self.heads = ChannelHeads(spec)
 
     def forward(
@@ -113,8 +114,8 @@ class Decoder(nn.Module):
         return asked
 
 
-def _cross_blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
-    return nn.ModuleList(CrossBlock(dim, heads) for _ in range(depth))
+def _cross_blocks(dim: int, depth: int, heads: int, *, eps: float) -> nn.ModuleList:
+    return nn.ModuleList(CrossBlock(dim, heads, eps=eps) for _ in range(depth))
 
 
 def _joined_pad(plan: MaskPlan) -> Bool[Tensor, "b v+h"] | None:

@@ -22,6 +22,8 @@ from torch import nn
 
 from geomed_mae.errors import ConfigError, IntegrityError, SecurityError
 from geomed_mae.models.contract import Contract
+from geomed_mae.models.foreign import load_foreign
+from geomed_mae.models.foreign.stored import INDEX
 from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
 from geomed_mae.models.pretrained import PretrainedEncoder
 from geomed_mae.models.spec import ModelSpec
@@ -64,10 +66,13 @@ def save_encoder(folder: str | Path, encoder: Encoder, contract: Contract, *, de
 
 
 def load_encoder(path: str | Path) -> PretrainedEncoder:
-    """Open the encoder of a run folder or an encoder folder, after checking every byte against the manifest.
+    """Open the encoder of a run folder, an encoder folder, or a folder of another library (`models.foreign`).
+
+    Where there is a manifest, every byte is checked against it first.
 
     Raises:
-        ConfigError: there is no encoder, or one of a kind or version that cannot be read yet.
+        ConfigError: there is no encoder, one of a version that cannot be read yet, or a foreign one that does not map
+            exactly onto this package's blocks (the setting is named).
         IntegrityError: a file is missing or is not what was written (it is named).
         SecurityError: a pickle, which could run code; the message says how to convert it.
     """
@@ -79,12 +84,14 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
         raise ConfigError(f"there is no run or encoder folder '{path}'")
     if not (folder / MANIFEST).is_file():
         if (folder / CONFIG).is_file():
-            raise ConfigError(
-                f"'{path}' has no {MANIFEST}: Hugging Face and timm folders cannot be opened yet, only encoder folders "
-                "that geomed-mae wrote"
-            )
-        raise ConfigError(f"'{path}' holds no encoder (no {CONFIG}, no {MANIFEST}); give a run or an encoder folder")
+            return load_foreign(folder)
+        raise ConfigError(
+            f"'{path}' holds no encoder (no {CONFIG}, no {MANIFEST}); give a run, an encoder folder, or the folder "
+            "of a Hugging Face ViTMAE or timm ViT"
+        )
     files = read_folder(folder)
+    if CONFIG in files and b'"architecture"' in files[CONFIG]:
+        return load_foreign(folder)  # what `geomed-mae export --to timm` wrote
     if missing := [name for name in (CONFIG, WEIGHTS, CONTRACT) if name not in files]:
         raise IntegrityError(
             f"'{folder}' has no {missing[0]} in its {MANIFEST}; it is no encoder folder, or half of one"
@@ -110,12 +117,14 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
 def _refuse_pickles(path: Path) -> None:
     """Raise SecurityError for a pickled file, or a folder whose only weights are pickled."""
     found = path if path.suffix.lower() in PICKLES else None
-    if path.is_dir() and not (path / WEIGHTS).is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in (WEIGHTS, INDEX)):
         found = next((entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in PICKLES), found)
     if found is not None:
         raise SecurityError(
             f"'{found}' is a pickle, which can run any code when it is opened; convert it where that may happen: "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors'), or for a Hugging "
+            "Face model model.save_pretrained(DIR, safe_serialization=True), or for a timm model "
+            "timm.models.save_for_hf(model, DIR, safe_serialization=True)"
         )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from geomed_mae.image import Channel
-from geomed_mae.models.channels import ChannelCodes
+from geomed_mae.models.channels import ChannelCodes, blend, with_spare
 from geomed_mae.models.spec import ModelSpec
 
 HEAD_STD = 0.02
@@ -80,20 +80,48 @@ class ChannelPatchEmbed(nn.Module):
 
     @torch.no_grad()
     def load_kernel(
-        self, channels: Sequence[Channel], weight: Float[Tensor, "d c *patch"], bias: Float[Tensor, " d"]
+        self,
+        channels: Sequence[Channel],
+        weight: Float[Tensor, "d c *patch"],
+        bias: Float[Tensor, " d"],
+        others: Sequence[Sequence[Channel]] = (),
     ) -> None:
         """Take over the kernel of a fixed-channel ViT (such as an RGB MAE): for `channels`, `fold` returns it again.
 
         Its filters become the first basis filters; the others stay as they are, for channels that it did not have.
 
+        `others` (one sequence an image) start from these filters too: an image of C channels gives each of them
+        `c / C` times the kernel that `channels.blend` mixes. With that factor, timm's own where it changes a model's
+        number of channels, an image whose C channels all show the same is embedded like one whose c channels do; the
+        bands of a scene are nearer to that than to independence. One or two channels may get less, as no channel's
+        coefficients exceed unit length. The next basis filter becomes zeros, which take up the rest of that length.
+
+        Args:
+            channels: of the kernel.
+            weight: of the convolution (stride = patch).
+            bias: of the convolution.
+            others: channels that follow; those with the physics of one of `channels` are that one.
+
         Raises:
-            ConfigError: more channels than basis filters.
+            ConfigError: more channels than basis filters; none left for the zeros that `others` need.
         """
-        self.codes.pin(channels)
         name = geometry_name(weight.shape[2:])
+        rows = None
+        if others:
+            shares = torch.cat([_at_most_unit(blend(channels, image), len(channels) / len(image)) for image in others])
+            rows = with_spare(shares, self.spec.basis)
+        self.codes.pin(channels, others, rows)
+        if others:
+            self.filters[name][len(channels)] = 0
         own = weight.flatten(2).permute(1, 2, 0)  # c p d
         self.filters[name][: len(channels)] = own * math.sqrt(len(channels))
         self.bias[name].copy_(bias)
+
+
+def _at_most_unit(shares: Float[Tensor, "n k"], ratio: float) -> Float[Tensor, "n k"]:
+    """Scale shares by the square root of `ratio`, and down to unit length where they exceed it."""
+    scaled = shares * math.sqrt(ratio)
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp(min=1)
 
 
 class ChannelHeads(nn.Module):
@@ -126,11 +154,25 @@ class ChannelHeads(nn.Module):
 
     @torch.no_grad()
     def load_kernel(
-        self, channels: Sequence[Channel], weight: Float[Tensor, "c p d"], bias: Float[Tensor, "c p"], axes: int
+        self,
+        channels: Sequence[Channel],
+        weight: Float[Tensor, "c p d"],
+        bias: Float[Tensor, "c p"],
+        *,
+        axes: int,
+        others: Sequence[Sequence[Channel]] = (),
     ) -> None:
-        """Take over the pixel predictions of a fixed-channel decoder, as `ChannelPatchEmbed.load_kernel` does."""
-        self.codes.pin(channels)
-        name = f"{axes}d"
-        pixels = weight.shape[1]
+        """Take over the pixel predictions of a fixed-channel decoder; `others` start from its blended predictions.
+
+        Arguments and errors as `ChannelPatchEmbed.load_kernel`; no factor, as each channel is predicted by itself.
+        """
+        name, pixels = f"{axes}d", weight.shape[1]
+        rows = None
+        if others:
+            rows = with_spare(torch.cat([blend(channels, image) for image in others]), len(self.filters[name]))
+        self.codes.pin(channels, others, rows)
+        if others:
+            self.filters[name][len(channels), :pixels] = 0
+            self.bias[name][len(channels), :pixels] = 0
         self.filters[name][: len(channels), :pixels] = weight
         self.bias[name][: len(channels), :pixels] = bias

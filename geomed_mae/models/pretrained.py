@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from geomed_mae.image import Geometry, Image, PlaneGeometry, RasterGeometry, Vol
 from geomed_mae.models.contract import Contract, normalise, scaling
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
+
+if TYPE_CHECKING:
+    from geomed_mae.models.foreign.fixed import FixedViT
 
 WINDOWS_PER_PASS = 16
 """Windows that go through the encoder together; bounds memory, and with it nothing else."""
@@ -72,11 +76,13 @@ class PretrainedEncoder:
         module: the network, in evaluation mode.
         contract: what it may be fed.
         spec: its shape.
+        origin: the fixed-channel model that it was made from, where it comes from elsewhere; else None.
     """
 
-    def __init__(self, module: Encoder, contract: Contract) -> None:
+    def __init__(self, module: Encoder, contract: Contract, *, origin: FixedViT | None = None) -> None:
         self.module = module.eval()
         self.contract = contract
+        self.origin = origin
 
     @property
     def spec(self) -> ModelSpec:

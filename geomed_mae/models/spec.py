@@ -41,6 +41,8 @@ class ModelSpec:
         stats_weight: weight of the loss on each patch's mean and log standard deviation.
         learned_positions: grid of a learned table of positions, of encoders that were trained elsewhere; None has
             sines and cosines.
+        norm_eps: of every LayerNorm; 1e-6 in ViT's and MAE's released code, other values come with encoders that were
+            trained elsewhere.
     """
 
     dim: int
@@ -58,6 +60,7 @@ class ModelSpec:
     target: str = "patch_channel"
     stats_weight: float = 1.0
     learned_positions: tuple[int, ...] | None = None
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         if self.patch_2d is None and self.patch_3d is None:

@@ -26,9 +26,6 @@ from geomed_mae.models.patches import clean, patch_grid, patchify, select
 from geomed_mae.models.positions import position_table
 from geomed_mae.models.spec import ModelSpec
 
-NORM_EPS = 1e-6
-"""Of every LayerNorm, as in ViT's and MAE's released code."""
-
 INIT_STD = 0.02
 """Of class and mask tokens: timm's trunc_normal_(std=.02) is effectively normal, as the cut-off is at 2."""
 
@@ -50,9 +47,9 @@ class Tokens:
     maps: tuple[Float[Tensor, "b d *grid"], ...] = ()
 
 
-def make_blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
+def make_blocks(dim: int, depth: int, heads: int, *, eps: float) -> nn.ModuleList:
     """Return timm's pre-norm transformer blocks, initialised as in MAE: Xavier-uniform weights, zero biases."""
-    norm = partial(nn.LayerNorm, eps=NORM_EPS)
+    norm = partial(nn.LayerNorm, eps=eps)
     one = partial(Block, dim, heads, qkv_bias=True, norm_layer=norm, attn_layer=SelfAttention)
     return nn.ModuleList(one() for _ in range(depth)).apply(init_linear)
 
@@ -84,8 +81,8 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, spec.dim) * INIT_STD)
         if spec.learned_positions is not None:
             self.pos_embed = nn.Parameter(torch.randn(1, math.prod(spec.learned_positions), spec.dim) * INIT_STD)
-        self.blocks = make_blocks(spec.dim, spec.depth, spec.heads)
-        self.norm = nn.LayerNorm(spec.dim, eps=NORM_EPS)
+        self.blocks = make_blocks(spec.dim, spec.depth, spec.heads, eps=spec.norm_eps)
+        self.norm = nn.LayerNorm(spec.dim, eps=spec.norm_eps)
 
     def positions(
         self,

@@ -108,7 +108,7 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no encoder"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="Hugging Face and timm folders cannot be opened yet"):
+    with pytest.raises(ConfigError, match=r"has model_type None and no timm architecture. Known are"):
         load_encoder(tmp_path)
 
 

@@ -2,80 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
-from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+from transformers import ViTMAEForPreTraining
 
 from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality
+from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.masking import Masking, MaskPlan, plan_masks, valid_tokens
 from geomed_mae.models.patches import patchify, select, unpatchify
 from geomed_mae.models.spec import ModelSpec
+from geomed_mae.pretrain import start_from
+from tests.make_published import vit_mae
 
 RGB = load_modality("rgb").channels
 FLOOR = torch.tensor([0.05])
 
 
-def published_pair() -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
-    """Return transformers' ViTMAE with random weights, and ours with the same."""
-    config = ViTMAEConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=32, patch_size=8,
-        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
-        decoder_intermediate_size=128, norm_pix_loss=True, mask_ratio=0.75, layer_norm_eps=1e-6,
-    )  # fmt: skip
-    theirs = ViTMAEForPreTraining(config)
-    for parameter in theirs.parameters():
-        if parameter.requires_grad and parameter.ndim < 3:  # biases start at 0 and would hide a mix-up
-            torch.nn.init.normal_(parameter, std=0.1)
-    # Random configs leave these tables at zero; trained checkpoints hold MAE's: columns first, class token at zero.
-    for table in (theirs.vit.embeddings.position_embeddings, theirs.decoder.decoder_pos_embed):
-        width = table.shape[-1]
-        rows_first = build_2d_sinusoidal_position_embedding(4, 4, width)
-        columns_first = torch.cat([rows_first[:, width // 2 :], rows_first[:, : width // 2]], dim=1)
-        table.data[0, 1:] = columns_first
-        table.data[0, 0] = 0
-    torch.nn.init.normal_(theirs.decoder.mask_token, std=0.1)
+def published_pair(folder: Path) -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
+    """Return transformers' ViTMAE with random weights, and ours with the same, by way of the folder that it saves."""
+    theirs = vit_mae()
+    theirs.save_pretrained(folder, safe_serialization=True)
     spec = ModelSpec(
         dim=48, depth=2, heads=3, patch_2d=(8, 8), basis=8, target="patch", stats_weight=0.0,
-        decoder_dim=32, decoder_depth=1, decoder_heads=2,
+        decoder_dim=64, decoder_depth=1, decoder_heads=2,
     )  # fmt: skip
     ours = MaskedAutoencoder.from_spec(spec)
-    copy_published(theirs, ours)
-    return theirs.eval(), ours.eval()
-
-
-@torch.no_grad()
-def copy_published(theirs: ViTMAEForPreTraining, ours: MaskedAutoencoder) -> None:
-    source = theirs.vit.embeddings
-    ours.encoder.patch_embed.load_kernel(
-        RGB, source.patch_embeddings.projection.weight, source.patch_embeddings.projection.bias
-    )
-    ours.encoder.cls_token.copy_(source.cls_token)
-    ours.decoder.mask_token.copy_(theirs.decoder.mask_token)
-    for part, blocks, layers in (
-        (ours.encoder, ours.encoder.blocks, theirs.vit.layers),
-        (ours.decoder, ours.decoder.blocks, theirs.decoder.decoder_layers),
-    ):
-        assert len(blocks) == len(layers), part
-        for block, layer in zip(blocks, layers, strict=True):
-            attention = layer.attention
-            for name in ("weight", "bias"):
-                rows = [getattr(getattr(attention, f"{kind}_proj"), name) for kind in "qkv"]
-                getattr(block.attn.qkv, name).copy_(torch.cat(rows))
-                getattr(block.attn.proj, name).copy_(getattr(attention.o_proj, name))
-                getattr(block.norm1, name).copy_(getattr(layer.layernorm_before, name))
-                getattr(block.norm2, name).copy_(getattr(layer.layernorm_after, name))
-                getattr(block.mlp.fc1, name).copy_(getattr(layer.mlp.fc1, name))
-                getattr(block.mlp.fc2, name).copy_(getattr(layer.mlp.fc2, name))
-    ours.encoder.norm.load_state_dict(theirs.vit.layernorm.state_dict())
-    ours.decoder.norm.load_state_dict(theirs.decoder.decoder_norm.state_dict())
-    ours.decoder.embed.load_state_dict(theirs.decoder.decoder_embed.state_dict())
-    head = theirs.decoder.decoder_pred  # published order of outputs: row, column, channel
-    ours.decoder.heads.load_kernel(
-        RGB, head.weight.reshape(64, 3, -1).transpose(0, 1), head.bias.reshape(64, 3).T, axes=2
-    )
+    source = load_encoder(folder)
+    start_from(ours, source.contract, source)
+    return theirs, ours.eval()
 
 
 def plan_of(noise: torch.Tensor, keep: int) -> MaskPlan:
@@ -83,8 +41,8 @@ def plan_of(noise: torch.Tensor, keep: int) -> MaskPlan:
     return MaskPlan(order[:, :keep], order[:, keep:])
 
 
-def test_loss_and_gradients_are_those_of_the_published_model():
-    theirs, ours = published_pair()
+def test_loss_and_gradients_are_those_of_the_published_model(tmp_path):
+    theirs, ours = published_pair(tmp_path)
     pixels, noise = torch.randn(3, 3, 32, 32), torch.rand(3, 16)
     valid = torch.ones_like(pixels, dtype=torch.bool)
     wanted = theirs(pixels, noise=noise)
