@@ -290,11 +290,18 @@ def predict(run: Path, archives: Sequence[Path], out: Path, form: str) -> None:
 @archive_option
 @click.option("--out", type=ANY_PATH, required=True, help="Folder for the embeddings.")
 @click.option("--dense", is_flag=True, help="Also the token grid of each image, with coordinates.")
-def embed(encoder: Path, archives: Sequence[Path], out: Path, dense: bool) -> None:
+@click.option(
+    "--read-out",
+    type=click.Choice(["last", "several"]),
+    default="last",
+    show_default=True,
+    help="last: the last block. several: three blocks side by side, which tell more at three times the width.",
+)
+def embed(encoder: Path, archives: Sequence[Path], out: Path, dense: bool, read_out: str) -> None:
     """Write one vector an image."""
     from geomed_mae.embed import embed as verb
 
-    _print(verb(encoder, archives, out, dense=dense, progress=_progress))
+    _print(verb(encoder, archives, out, dense=dense, read_out=read_out, progress=_progress))
 
 
 @command("geomed-mae reconstruct runs/a --archive scenes/ --out panel.png")

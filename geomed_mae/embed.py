@@ -21,6 +21,7 @@ from geomed_mae.errors import ConfigError
 from geomed_mae.image import RasterGeometry
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.pretrained import FeatureGrid, PretrainedEncoder
+from geomed_mae.models.pretrained import read_out as blocks_of
 from geomed_mae.training.loop import pick_device
 from geomed_mae.writers import cog, geoparquet, nifti
 
@@ -35,6 +36,7 @@ def embed(
     out_dir: str | Path,
     *,
     dense: bool = False,
+    read_out: str = "last",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the embedding of every image of the archive; return what was written.
@@ -47,6 +49,7 @@ def embed(
         archive_paths: raw files and folders, or an INDEX.
         out_dir: folder for the outputs; files of the same name are replaced.
         dense: also write each image's token grid.
+        read_out: `last` for the last block's tokens, `several` for those of three blocks side by side.
         progress: shows how many images are done.
 
     Raises:
@@ -54,6 +57,7 @@ def embed(
         OutputError: the folder cannot be written.
     """
     model = load_encoder(encoder)
+    layers = blocks_of(read_out, model.spec.depth)
     known = sorted({entry.modality for entry in model.contract.channels})
     keep_apart(out_dir, archive_paths)
     index = open_archive(archive_paths, known)
@@ -67,7 +71,7 @@ def embed(
     out = Path(out_dir)
     vectors, files = {}, []
     for row in rows if progress is None else progress(rows, "embed", len(rows)):
-        grid = model.features(index.read(row.key))
+        grid = model.features(index.read(row.key), layers=layers)
         if not grid.valid.any():
             continue
         vectors[row.key] = grid.array[:, grid.valid].mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -78,7 +82,8 @@ def embed(
     source = {
         "id": "geomed-mae encoder",
         "fingerprint": model.contract.fingerprint,
-        "dim": model.spec.dim,
+        "dim": len(layers) * model.spec.dim,
+        "layers": list(layers),
         "pooling": model.contract.pooling,
     }
     placed = any(row.footprint is not None for row in embedded)
@@ -89,7 +94,7 @@ def embed(
         "images": len(embedded),
         "images_with_too_little_valid_area": len(rows) - len(embedded),
         "images_of_other_modalities": len(index.rows) - len(rows),
-        "dim": model.spec.dim,
+        "dim": source["dim"],
         "table": TABLE,
         "format": "GeoParquet 1.1" if placed else "Parquet",
         "grids": files,
@@ -100,6 +105,6 @@ def _write_grid(model: PretrainedEncoder, row: Row, grid: FeatureGrid, out: Path
     """Write an image's token grid and return its file's name."""
     name = row.key[:NAME_HEX]
     if isinstance(grid.geometry, RasterGeometry):
-        tags = {"EMB_FINGERPRINT": model.contract.fingerprint, "EMB_DIM": str(model.spec.dim)}
+        tags = {"EMB_FINGERPRINT": model.contract.fingerprint, "EMB_DIM": str(len(grid.array))}
         return cog.write_bands(out / f"{name}{cog.SUFFIX}", grid.array, grid.geometry, tags).name
     return nifti.write_features(out / f"{name}{nifti.SUFFIX}", grid.array, grid.geometry).name

@@ -4,8 +4,9 @@ The question asked of the features is dense: from a token alone, which share of 
 answer is a ridge regression in closed form, so that nothing has to be tuned; its strength is chosen by generalised
 cross-validation (Golub, Heath & Wahba 1979) on the training images alone. Scores are on held-out patients or scenes.
 
-Two floors stand beside the encoder: statistics of the patch's own pixels, and the same network with random weights. An
-encoder that does not beat both has learned nothing for these labels.
+Features are read out of the last block, and of several blocks side by side, which tell more (benchmarks/ablations.py).
+Floors stand beside the encoder: statistics of the patch's own pixels, and the same network with random weights, read out
+in the same two ways. An encoder that does not beat them has learned nothing for these labels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from geomed_mae.errors import ConfigError
 from geomed_mae.image import Image
 from geomed_mae.models.contract import normalise, scaling
 from geomed_mae.models.encoder_folder import load_encoder
-from geomed_mae.models.pretrained import PretrainedEncoder
+from geomed_mae.models.pretrained import PretrainedEncoder, read_out
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 from geomed_mae.readers import IGNORE
@@ -45,11 +46,13 @@ BLOCKS = 4
 """A single image is split into blocks of a quarter of its longest side."""
 PENALTIES = np.logspace(-3, 5, 17)
 """Candidate strengths of the ridge, for standardised features."""
+SINGULAR = 1e-12
+"""Squared singular values below this share of the largest are rounding."""
 SEED = 0
 PERCENTILES = (5.0, 50.0, 95.0)
 
-Features = Callable[[Image], np.ndarray]
-"""Image -> float32 (features, *token grid), NaN where a patch is not valid."""
+Features = Callable[[Image], dict[str, np.ndarray]]
+"""Image -> by name, float32 (features, *token grid), NaN where a patch is not valid."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,16 +95,18 @@ def probe(
     held, unit = _held_out(matching.labelled)
     torch.manual_seed(SEED)
     random = PretrainedEncoder(Encoder(model.spec), model.contract)
-    sources: dict[str, Features] = {
-        "encoder": lambda image: model.features(image).array,
-        "floor_random_weights": lambda image: random.features(image).array,
-        "floor_patch_statistics": lambda image: patch_statistics(model, image),
-    }
+    sources: list[Features] = [
+        lambda image: read_outs("encoder", model, image),
+        lambda image: read_outs("floor_random_weights", random, image),
+        lambda image: {"floor_patch_statistics": patch_statistics(model, image)},
+    ]
     work = matching.labelled
     shown = work if progress is None else progress(work, "probe", len(work))
     patches = _collect(index, shown, held, sources, (model.spec, classes))
     scores = {name: linear_probe(found) for name, found in patches.items()}
-    floor = max(scores[name]["mean_r2"] or 0.0 for name in scores if name.startswith("floor"))
+    best, floor = (
+        max(scores[name]["mean_r2"] or 0.0 for name in scores if name.startswith(kind)) for kind in ("encoder", "floor")
+    )
     result = {
         "verb": "probe",
         "labels": matching.counts(),
@@ -109,7 +114,7 @@ def probe(
         **({"label_names": [matching.names[value] for value in classes]} if matching.names else {}),
         "held_out": unit,
         "scores": scores,
-        "encoder_beats_floors": (scores["encoder"]["mean_r2"] or 0.0) > floor,
+        "encoder_beats_floors": best > floor,
     }
     out = Path(out_json)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -139,16 +144,16 @@ def _collect(
     index: Index,
     labelled: Iterable[LabelledImage],
     held: dict[str, np.ndarray],
-    sources: dict[str, Features],
+    sources: Sequence[Features],
     asked: tuple[ModelSpec, Sequence[int]],
 ) -> dict[str, Patches]:
     """Gather the same patches for all sources: labelled enough, valid for each, on one side of the split."""
     spec, classes = asked
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in sources}
+    rows: dict[str, list[np.ndarray]] = {}
     shares, outside = [], []
     for entry in labelled:
         image = index.read(entry.row.key)
-        tokens = {name: features(image) for name, features in sources.items()}
+        tokens = {name: grid for features in sources for name, grid in features(image).items()}
         patch = spec.patch(len(entry.row.shape))
         known = patch_means(entry.stored != IGNORE, patch)
         parts = np.stack([patch_means(entry.stored == value, patch) for value in classes], axis=-1)
@@ -157,11 +162,17 @@ def _collect(
         for grid in tokens.values():
             kept &= np.isfinite(grid).all(axis=0)
         for name, grid in tokens.items():
-            rows[name].append(grid[:, kept].T)
+            rows.setdefault(name, []).append(grid[:, kept].T)
         shares.append(parts[kept] / known[kept][:, None])
         outside.append(side[kept] == 1)
     truth, test = np.concatenate(shares), np.concatenate(outside)
     return {name: Patches(np.concatenate(found).astype(np.float64), truth, test) for name, found in rows.items()}
+
+
+def read_outs(name: str, encoder: PretrainedEncoder, image: Image) -> dict[str, np.ndarray]:
+    """Return the features of the last block, and of several blocks side by side, of which it is the last."""
+    several = encoder.features(image, layers=read_out("several", encoder.spec.depth)).array
+    return {name: several[-encoder.spec.dim :], f"{name}_several_layers": several}
 
 
 def patch_means(array: np.ndarray, patch: Sequence[int]) -> np.ndarray:
@@ -231,8 +242,11 @@ def ridge(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nda
         targets: (n, t).
     """
     center = targets.mean(axis=0)
-    left, singular, right = np.linalg.svd(features, full_matrices=False)
-    projected = left.T @ (targets - center)
+    # From the products of features, whose number is small, and not of patches.
+    squared, right = np.linalg.eigh(features.T @ features)
+    kept = squared > squared.max(initial=0.0) * SINGULAR
+    singular, right = np.sqrt(squared[kept]), right[:, kept]
+    projected = (right.T @ (features.T @ (targets - center))) / singular[:, None]
     outside = ((targets - center) ** 2).sum() - (projected**2).sum()
     errors = []
     for penalty in PENALTIES:
@@ -240,4 +254,4 @@ def ridge(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nda
         residual = outside + (((1 - shrunk)[:, None] * projected) ** 2).sum()
         errors.append(residual / (1 - min(shrunk.sum() / len(features), 1 - 1e-9)) ** 2)
     best = float(PENALTIES[int(np.argmin(errors))])
-    return right.T @ ((singular / (singular**2 + best))[:, None] * projected), center, best
+    return right @ ((singular / (singular**2 + best))[:, None] * projected), center, best

@@ -6,14 +6,19 @@ opens with `timm.create_model("local-dir:FOLDER", pretrained=True)`, and with tr
 Volumes too: a (c, z, y, x) volume is presented as an image with c * pz channels and (z / pz) * y rows, see
 `as_timm_input`. Its patches are the volume's, in the same order (slab, row, column), and the table holds their 3D
 positions.
+
+A table of positions is of one spacing. Where the encoder's positions are physical (its spec has a reference spacing),
+an exported model is for images of that reference, or of the spacing that is stated; the folder says which.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +33,14 @@ from geomed_mae.image import Channel
 from geomed_mae.models.contract import ChannelContract, Contract
 from geomed_mae.models.manifest import write_folder
 from geomed_mae.models.pretrained import PretrainedEncoder
+from geomed_mae.models.spec import GROUND_KINDS
 from geomed_mae.models.vit import Encoder
 
 TOLERANCE = 1e-5
 """Largest difference of features, relative to their largest value, between the encoder and its export."""
+
+TIMM_EPS = 1e-6
+"""Of the LayerNorms of timm's vit_*; a config.json has no key for it."""
 
 VOLUME_KINDS = ("ct", "mr", "pet")
 ARCHITECTURES = {
@@ -42,6 +51,8 @@ ARCHITECTURES = {
 }
 """timm's name for (width, depth, heads); other shapes take the tiny one, whose every dimension is then overridden."""
 
+log = logging.getLogger(__name__)
+
 
 def export(
     encoder: PretrainedEncoder,
@@ -50,6 +61,7 @@ def export(
     modality: str,
     channels: Sequence[str] | None = None,
     size: Sequence[int] | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Write `out` as a timm model folder, open it with timm, and compare.
 
@@ -59,20 +71,24 @@ def export(
         modality: whose channels the model takes.
         channels: their names in the order of the input; None takes all of the modality's.
         size: input size in pixels (rows, columns) or voxels (slices, rows, columns); None takes the pretraining crop.
+        spacing: distance between pixels along each axis of the input, metres for rasters and mm for the others; None
+            takes the encoder's reference.
 
     Returns:
         folder, architecture, channels, input_size, and the largest relative difference of features.
 
     Raises:
-        ConfigError: unknown modality or channel, or a size that is no multiple of the patch.
+        ConfigError: unknown modality or channel, a size that is no multiple of the patch, or a spacing that is not one
+            positive number an axis, or that an encoder whose positions count patches cannot tell from another.
         IntegrityError: the exported model does not compute the same; nothing is left behind.
         OutputError: the folder cannot be written.
     """
     entries = _entries(encoder.contract, modality, channels)
     size = tuple(size or _default_size(encoder, entries))
-    model_args, tensors = fold(encoder.module, [entry.channel for entry in entries], size)
+    module = _with_eps_of_timm(encoder.module)
+    model_args, tensors = fold(module, [entry.channel for entry in entries], size, spacing)
     config = _config(entries, model_args)
-    contract = _contract(encoder.contract, entries, size, encoder.spec.patch(len(size)))
+    contract = _contract(encoder, entries, size, spacing)
     files = {
         "config.json": json.dumps(config, indent=2).encode(),
         "model.safetensors": tensor_bytes(tensors, metadata={"format": "pt"}),
@@ -81,7 +97,7 @@ def export(
     }
     with tempfile.TemporaryDirectory() as trial:
         write_folder(Path(trial) / "export", files)
-        difference = _difference(encoder.module, Path(trial) / "export", entries, size)
+        difference = _difference(module, Path(trial) / "export", contract)
     if not difference <= TOLERANCE:
         raise IntegrityError(
             f"the timm model differs from the encoder by {difference:.1e} (at most {TOLERANCE:.0e} is accepted); "
@@ -97,20 +113,25 @@ def export(
     }
 
 
-def fold(module: Encoder, channels: Sequence[Channel], size: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def fold(
+    module: Encoder, channels: Sequence[Channel], size: Sequence[int], spacing: Sequence[float] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the arguments and the state dict of the timm VisionTransformer that computes what `module` computes.
 
+    Arguments as `export`: without a spacing, positions are those of the reference, which are those of counted patches.
+
     Raises:
-        ConfigError: a size that is no multiple of the patch.
+        ConfigError: a size that is no multiple of the patch, or a spacing that cannot be taken.
     """
     spec = module.spec
     patch = spec.patch(len(size))
     if any(length % step for length, step in zip(size, patch, strict=True)):
         raise ConfigError(f"size {list(size)} is not a multiple of the patch {list(patch)}; choose another --size")
     grid = tuple(length // step for length, step in zip(size, patch, strict=True))
+    distance = None if spacing is None else _checked_spacing(module, channels, size, spacing)
     with torch.no_grad():
         weight, bias = module.patch_embed.fold(channels, patch)
-        table = module.positions(grid, channels)
+        table = module.positions(grid, channels, distance).cpu()
     depth_px = math.prod(patch[:-2])  # voxels of a patch along the slice axis; 1 in 2D
     tensors = {
         "cls_token": module.cls_token,
@@ -132,6 +153,27 @@ def fold(module: Encoder, channels: Sequence[Channel], size: Sequence[int]) -> t
         "fc_norm": False,
     }
     return model_args, {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _checked_spacing(
+    module: Encoder, channels: Sequence[Channel], size: Sequence[int], spacing: Sequence[float]
+) -> Float[Tensor, "1 axes"]:
+    """Return the spacing as the encoder takes it; errors as `export`."""
+    if len(spacing) != len(size) or not all(0 < step < math.inf for step in spacing):
+        raise ConfigError(
+            f"spacing {list(spacing)} does not fit the size {list(size)}; give one positive number (metres or mm) for "
+            "each axis"
+        )
+    if _reference(module, channels, len(size)) is None:
+        raise ConfigError(
+            f"spacing {list(spacing)} means nothing to this encoder, whose positions count patches; export without it"
+        )
+    return torch.tensor([list(spacing)], dtype=torch.float64)
+
+
+def _reference(module: Encoder, channels: Sequence[Channel], axes: int) -> tuple[float, ...] | None:
+    """Return the spacing that positions are relative to, None where they count patches."""
+    return module.spec.reference(channels, axes) if module.spec.learned_positions is None else None
 
 
 def as_timm_input(pixels: Float[Tensor, "b c *space"], patch: Sequence[int]) -> Float[Tensor, "b cpz rows x"]:
@@ -198,9 +240,17 @@ def _config(entries: Sequence[ChannelContract], model_args: dict[str, Any]) -> d
 
 
 def _contract(
-    contract: Contract, entries: tuple[ChannelContract, ...], size: tuple[int, ...], patch: tuple[int, ...]
+    encoder: PretrainedEncoder,
+    entries: tuple[ChannelContract, ...],
+    size: tuple[int, ...],
+    spacing: Sequence[float] | None,
 ) -> dict[str, Any]:
-    """Return the encoder's contract, for these channels alone and in their order, with the input layout."""
+    """Return the encoder's contract, for these channels alone and in their order, with the input layout.
+
+    `spacing` in it is None where positions count patches, so that any is as good.
+    """
+    contract, patch = encoder.contract, encoder.spec.patch(len(size))
+    spacing = spacing or _reference(encoder.module, [entry.channel for entry in entries], len(size))
     own = Contract(
         channels=entries,
         crop_2d=contract.crop_2d,
@@ -211,24 +261,38 @@ def _contract(
         steps=contract.steps,
     )
     layout = "c y x" if len(size) == 2 else "c (n pz) y x -> (c pz) (n y) x"
-    return {**json.loads(own.to_json()), "timm": {"layout": layout, "size": list(size), "patch": list(patch)}}
+    timm_input = {"layout": layout, "size": list(size), "patch": list(patch)}
+    return {**json.loads(own.to_json()), "timm": timm_input | {"spacing": None if spacing is None else list(spacing)}}
+
+
+def _with_eps_of_timm(module: Encoder) -> Encoder:
+    """Return an encoder whose LayerNorms have timm's epsilon: itself, or a copy, and then a warning."""
+    if module.spec.norm_eps == TIMM_EPS:
+        return module
+    log.warning(
+        "the encoder's LayerNorms have epsilon %g and timm's %g: where tokens vary little, features differ a little",
+        module.spec.norm_eps,
+        TIMM_EPS,
+    )
+    twin = Encoder(replace(module.spec, norm_eps=TIMM_EPS)).eval()
+    twin.load_state_dict(module.state_dict())
+    return twin
 
 
 @torch.inference_mode()
-def _difference(module: Encoder, folder: Path, entries: Sequence[ChannelContract], size: Sequence[int]) -> float:
+def _difference(module: Encoder, folder: Path, contract: dict[str, Any]) -> float:
     """Open the folder with timm and return the largest difference of features, relative to the largest feature.
 
     Random input in model units: it excites every channel and patch, which one crop of a scene may not.
     """
     twin = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, len(entries), *size, generator=draw)
-    channels = tuple(entry.channel for entry in entries)
+    layout, channels = contract["timm"], [Channel(**entry["channel"]) for entry in contract["channels"]]
+    pixels = torch.randn(2, len(channels), *layout["size"], generator=torch.Generator().manual_seed(0))
     device = module.cls_token.device
-    ours = (
-        module(pixels.to(device), torch.ones_like(pixels, dtype=torch.bool).to(device), channels).tokens.float().cpu()
-    )
-    theirs = twin.forward_features(as_timm_input(pixels, module.spec.patch(len(size))))
+    spacing = None if layout["spacing"] is None else torch.tensor([layout["spacing"]] * 2, device=device)
+    valid = torch.ones_like(pixels, dtype=torch.bool).to(device)
+    ours = module(pixels.to(device), valid, channels, spacing).tokens.float().cpu()
+    theirs = twin.forward_features(as_timm_input(pixels, layout["patch"]))
     return float((ours - theirs).abs().max() / ours.abs().max())
 
 
@@ -246,6 +310,12 @@ def _card(config: dict[str, Any], contract: dict[str, Any]) -> str:
     volume = len(layout["size"]) == 3
     pz = layout["patch"][0]
     notes = []
+    if layout["spacing"] is not None:
+        ground = all(entry["channel"]["kind"] in GROUND_KINDS for entry in contract["channels"]) and not volume
+        notes.append(
+            f"Positions are physical: the model is for pixels {' x '.join(f'{step:g}' for step in layout['spacing'])} "
+            f"{'m' if ground else 'mm'} apart. For images of another spacing export again with that spacing."
+        )
     if per_image:
         notes.append(
             "Where mean and std are the image's own, take each image's median and spread = (p95 - p5) / 3.29 over its "

@@ -53,6 +53,22 @@ class FeatureGrid:
         return np.isfinite(self.array[0])
 
 
+READ_OUTS = ("last", "several")
+
+
+def read_out(name: str, depth: int) -> tuple[int, ...]:
+    """Return the blocks, from 0, that a read-out of READ_OUTS puts side by side: the last, or one at each third.
+
+    Linear probes read more out of `several` (benchmarks/ablations.py), at three times the width.
+
+    Raises:
+        ConfigError: there is no such read-out.
+    """
+    if name not in READ_OUTS:
+        raise ConfigError(f"read-out '{name}' is none of {', '.join(READ_OUTS)}")
+    return (depth - 1,) if name == "last" else tuple(sorted({-(-depth * part // 3) - 1 for part in (1, 2, 3)}))
+
+
 def token_geometry(geometry: Geometry, patch: Sequence[int]) -> Geometry:
     """Return the geometry of the grid of patches of an image with `geometry`."""
     if isinstance(geometry, VolumeGeometry):
@@ -93,19 +109,24 @@ class PretrainedEncoder:
         known = ", ".join(sorted({entry.modality for entry in self.contract.channels}))
         return f"PretrainedEncoder(dim {self.spec.dim}, depth {self.spec.depth}, {known})"
 
-    def embed(self, image: Image, *, channels: Sequence[str] | None = None) -> np.ndarray:
+    def embed(
+        self, image: Image, *, channels: Sequence[str] | None = None, layers: Sequence[int] | None = None
+    ) -> np.ndarray:
         """Return one vector (dim,), the mean of all valid patch tokens.
 
         Args:
             image: in the physical units of the contract.
             channels: names of channels to use; None takes all, and then an instrument's channels must be complete.
+            layers: blocks to read out, from 0 or negative from the end, such as `read_out("several", spec.depth)`;
+                the vector is then (number of layers * dim,). None is the last block.
 
         Raises:
             ConfigError: a modality, channel or unit outside the contract, or no patch with enough valid area.
         """
-        total, count = np.zeros(self.spec.dim), 0
-        for _, tokens in self._windows(image, channels):
-            flat = tokens.reshape(self.spec.dim, -1)
+        width = self.spec.dim * len(layers or (-1,))
+        total, count = np.zeros(width), 0
+        for _, tokens in self._windows(image, channels, layers or (-1,)):
+            flat = tokens.reshape(width, -1)
             kept = flat[:, np.isfinite(flat[0])]
             total += kept.sum(axis=1, dtype=np.float64)
             count += kept.shape[1]
@@ -113,7 +134,9 @@ class PretrainedEncoder:
             raise ConfigError(f"image '{image.key}' has no patch with enough valid area to embed")
         return (total / count).astype(np.float32)
 
-    def features(self, image: Image, *, channels: Sequence[str] | None = None) -> FeatureGrid:
+    def features(
+        self, image: Image, *, channels: Sequence[str] | None = None, layers: Sequence[int] | None = None
+    ) -> FeatureGrid:
         """Return the grid of tokens of an image, ceil(size / patch) of them along each axis.
 
         Images larger than the pretraining crop are cut into such crops, without overlap, and positions count from each
@@ -121,8 +144,8 @@ class PretrainedEncoder:
         """
         patch = self.spec.patch(len(image.spatial_shape))
         grid = tuple(-(-size // step) for size, step in zip(image.spatial_shape, patch, strict=True))
-        array = np.full((self.spec.dim, *grid), np.nan, dtype=np.float32)
-        for corner, tokens in self._windows(image, channels):
+        array = np.full((self.spec.dim * len(layers or (-1,)), *grid), np.nan, dtype=np.float32)
+        for corner, tokens in self._windows(image, channels, layers or (-1,)):
             place = [slice(start // step, None) for start, step in zip(corner, patch, strict=True)]
             view = array[(slice(None), *place)]
             inside = tuple(slice(0, min(have, got)) for have, got in zip(view.shape, tokens.shape, strict=True))
@@ -152,8 +175,10 @@ class PretrainedEncoder:
         return tuple(min(size, limit) for size, limit in zip(sizes, crop or sizes, strict=True))
 
     @torch.inference_mode()
-    def _windows(self, image: Image, channels: Sequence[str] | None) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """Yield (corner in pixels, tokens (dim, *grid)) of windows with a valid pixel; NaN for invalid patches."""
+    def _windows(
+        self, image: Image, channels: Sequence[str] | None, layers: Sequence[int]
+    ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """Yield (corner in pixels, tokens (layers * dim, *grid)) of windows with a valid pixel; NaN at invalid patches."""
         image = self.checked(image, channels)
         entries = self.contract.entries(image.modality, image.channels)
         own = any(entry.method == "image" for entry in entries)
@@ -177,10 +202,10 @@ class PretrainedEncoder:
                 [entry.value_range for entry in entries],
             )
             spacing = None if image.spacing is None else torch.tensor([image.spacing] * len(some), device=device)
-            out = self.module(pixels, here, image.channels, spacing)
-            tokens = torch.where(out.token_valid[..., None], out.tokens[:, 1:].float(), torch.nan)
-            maps = tokens.transpose(1, 2).unflatten(-1, out.grid).cpu().numpy()
-            yield from zip(some, maps, strict=True)
+            out = self.module(pixels, here, image.channels, spacing, layers=layers)
+            known = out.token_valid.unflatten(-1, out.grid)[:, None]
+            maps = torch.where(known, torch.cat(out.maps, dim=1).float(), torch.nan)
+            yield from zip(some, maps.cpu().numpy(), strict=True)
 
 
 def _cut(whole: np.ndarray, corner: Sequence[int], crop: Sequence[int]) -> np.ndarray:

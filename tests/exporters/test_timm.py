@@ -80,7 +80,7 @@ def test_the_folder_says_everything_and_names_no_placeholder(encoder, tmp_path):
     assert "num_classes" not in config["model_args"] and config["pretrained_cfg"]["mean"] == [0.15]
     contract = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert [entry["channel"]["name"] for entry in contract["channels"]] == ["B04"]
-    assert contract["timm"] == {"layout": "c y x", "size": [16, 8], "patch": [8, 4]}
+    assert contract["timm"] == {"layout": "c y x", "size": [16, 8], "patch": [8, 4], "spacing": None}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| 0 | B04 | reflectance | 0.15 | 0.15 | 0 to 1.6 |" in card and "{" not in card and "None" not in card
 
