@@ -322,11 +322,12 @@ def reconstruct(run: Path, archives: Sequence[Path], out: Path) -> None:
 @click.option("--modality", help="Modality whose channels are exported; needed if the encoder has several.")
 @click.option("--channels", help="Channel names, comma-separated; default: all of the modality.")
 @click.option("--size", help="Input size in pixels, comma-separated; default: the pretraining crop.")
-def export(source: Path, target: str, out: Path, modality: str, channels: str, size: str) -> None:
+@click.option("--spacing", help="Metres or mm between pixels per axis, if positions are physical; default: reference.")
+def export(source: Path, target: str, out: Path, **options: str) -> None:
     """Convert an encoder for another tool, and prove that it computes the same."""
     from geomed_mae.export import export as verb
 
-    _print(verb(source, target, out, modality=modality, channels=channels, size=size))
+    _print(verb(source, target, out, **options))
 
 
 @command("geomed-mae report runs/a")

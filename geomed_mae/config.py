@@ -99,8 +99,9 @@ class ModelConfig(Section):
     patch_3d: Triple | None = science(None)
     """Patch of volumes in voxels (slices, rows, columns)."""
     reference_gsd_m: float | None = science(None, gt=0)
-    """Ground sampling distance at which neighbouring patches are one position unit apart; None takes each image's own
-    grid as the reference, so that positions count patches."""
+    """Ground sampling distance at which neighbouring patches are one position unit apart, about the finest of the
+    archive (patches closer than a fifth of a unit have nearly the same code); None takes each image's own grid as the
+    reference, so that positions count patches."""
     reference_spacing_mm: tuple[float, float, float] | None = science(None)
     """The same for volumes, per axis (slice, row, column) in mm; planes use the last two."""
     basis: int = science(32, ge=3)

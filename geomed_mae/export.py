@@ -20,6 +20,7 @@ def export(
     modality: str | None = None,
     channels: str | None = None,
     size: str | None = None,
+    spacing: str | None = None,
 ) -> dict[str, Any]:
     """Export the encoder of a run or an encoder folder.
 
@@ -30,6 +31,8 @@ def export(
         modality: the modality whose channels are exported; may be left out when the encoder knows only one.
         channels: comma-separated channel names in the order of the exported model's input; None takes all.
         size: comma-separated input size in pixels or voxels; None takes the pretraining crop.
+        spacing: comma-separated distance between pixels per axis, metres for rasters and mm for others, for encoders
+            with physical positions; None takes their reference.
 
     Returns:
         what was written and the largest difference between the exported model and the encoder.
@@ -52,5 +55,9 @@ def export(
         sizes = None if size is None else tuple(int(part) for part in size.split(","))
     except ValueError:
         raise ConfigError(f"--size is whole numbers with commas between, for example 224,224, not '{size}'") from None
+    try:
+        steps = None if spacing is None else tuple(float(part) for part in spacing.split(","))
+    except ValueError:
+        raise ConfigError(f"--spacing is numbers with commas between, for example 20,20, not '{spacing}'") from None
     names = None if channels is None else tuple(name.strip() for name in channels.split(","))
-    return plugin.export(encoder, out, modality=modality, channels=names, size=sizes)
+    return plugin.export(encoder, out, modality=modality, channels=names, size=sizes, spacing=steps)

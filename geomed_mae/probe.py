@@ -5,8 +5,8 @@ answer is a ridge regression in closed form, so that nothing has to be tuned; it
 cross-validation (Golub, Heath & Wahba 1979) on the training images alone. Scores are on held-out patients or scenes.
 
 Features are read out of the last block, and of several blocks side by side, which tell more (benchmarks/ablations.py).
-Floors stand beside the encoder: statistics of the patch's own pixels, and the same network with random weights, read out
-in the same two ways. An encoder that does not beat them has learned nothing for these labels.
+Floors stand beside the encoder: statistics of the patch's own pixels, and the same network with random weights, read
+out in the same two ways. An encoder that does not beat them has learned nothing for these labels.
 """
 
 from __future__ import annotations

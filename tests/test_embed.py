@@ -15,6 +15,7 @@ from rasterio.transform import Affine
 from geomed_mae.embed import embed
 from geomed_mae.errors import ConfigError
 from geomed_mae.models.encoder_folder import load_encoder
+from geomed_mae.models.pretrained import read_out
 from geomed_mae.readers import read_images
 from tests.scenes import landsat_scene, mr_volume, random_encoder
 
@@ -99,3 +100,15 @@ def test_an_archive_without_a_known_modality_is_refused(scenes, volumes, tmp_pat
     scan([volumes / "volumes"], tmp_path / "index", modality="mr")
     with pytest.raises(ConfigError, match=r"no image of a modality that the encoder knows \(landsat7\)"):
         embed(scenes / "encoder", [tmp_path / "index"], tmp_path / "out")
+
+
+def test_several_blocks_give_wider_vectors_that_say_so(scenes, tmp_path):
+    result = embed(scenes / "encoder", [scenes / "scenes"], tmp_path, read_out="several", dense=True)
+    encoder = load_encoder(scenes / "encoder")
+    layers = read_out("several", encoder.spec.depth)
+    assert result["dim"] == len(layers) * encoder.spec.dim
+    image = read_images(scenes / "scenes" / "0.tif", "landsat7")[0]
+    vector = pq.read_table(tmp_path / "embeddings.parquet")["embedding"][0].as_py()
+    np.testing.assert_allclose(vector, encoder.embed(image, layers=layers), rtol=1e-5, atol=1e-6)
+    with rasterio.open(tmp_path / result["grids"][0]) as dataset:
+        assert dataset.count == result["dim"] and dataset.tags()["EMB_DIM"] == str(result["dim"])

@@ -178,7 +178,7 @@ class PretrainedEncoder:
     def _windows(
         self, image: Image, channels: Sequence[str] | None, layers: Sequence[int]
     ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """Yield (corner in pixels, tokens (layers * dim, *grid)) of windows with a valid pixel; NaN at invalid patches."""
+        """Yield (corner in pixels, tokens (layers * dim, *grid)) of windows with a valid pixel; NaN where not valid."""
         image = self.checked(image, channels)
         entries = self.contract.entries(image.modality, image.channels)
         own = any(entry.method == "image" for entry in entries)

@@ -11,7 +11,7 @@ import torch
 from geomed_mae.errors import ConfigError
 from geomed_mae.image import Channel, Image, PlaneGeometry, RasterGeometry, VolumeGeometry
 from geomed_mae.models.contract import ChannelContract, Contract
-from geomed_mae.models.pretrained import FeatureGrid, PretrainedEncoder, token_geometry
+from geomed_mae.models.pretrained import FeatureGrid, PretrainedEncoder, read_out, token_geometry
 
 RASTER = RasterGeometry(None, (10.0, 0.0, 500.0, 0.0, -20.0, 900.0), (20.0, 10.0))
 
@@ -128,3 +128,16 @@ def test_a_feature_grid_is_taken_for_an_array_where_one_is_wanted():
     assert grid.shape == (3, 2, 2)
     assert np.array_equal(np.asarray(grid), grid.array)
     assert np.asarray(grid, dtype=np.float64).dtype == np.float64
+
+
+def test_several_blocks_stand_side_by_side_and_end_with_the_last(encoder, bands):
+    image = scene(bands, 24, 20)
+    several = read_out("several", encoder.spec.depth)
+    grid = encoder.features(image, layers=several)
+    assert several == (0, 1) and read_out("last", 12) == (11,) and read_out("several", 12) == (3, 7, 11)
+    assert grid.shape[0] == len(several) * encoder.spec.dim
+    np.testing.assert_array_equal(grid.array[-encoder.spec.dim :], encoder.features(image).array)
+    assert not np.allclose(grid.array[: encoder.spec.dim], grid.array[-encoder.spec.dim :])
+    np.testing.assert_allclose(encoder.embed(image, layers=several)[-encoder.spec.dim :], encoder.embed(image))
+    with pytest.raises(ConfigError, match="read-out 'first' is none of last, several"):
+        read_out("first", 12)
