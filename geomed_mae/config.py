@@ -140,9 +140,7 @@ class ModelConfig(Section):
     def _hidden_and_asked_shares_fit(self) -> ModelConfig:
         low, high = self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio, self.mask_ratio)
         if not 0 < low <= high < 1:
-            raise ValueError(
-                f"mask_ratio is a number in (0, 1) or a range [low, high] of such, not {self.mask_ratio}"
-            )
+            raise ValueError(f"mask_ratio is a number in (0, 1) or a range [low, high] of such, not {self.mask_ratio}")
         if self.predict_ratio is not None and self.mode == "exact":
             raise ValueError("predict_ratio belongs to mode fast; exact asks for every hidden patch")
         if self.mode == "fast" and (self.predict_ratio or 0) > low:

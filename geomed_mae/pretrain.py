@@ -23,7 +23,7 @@ from geomed_mae.errors import ConfigError, TooManyBadInputsError
 from geomed_mae.modalities import Modality, resolve_modalities
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.encoder_folder import load_encoder, save_encoder
-from geomed_mae.models.foreign.fixed import start
+from geomed_mae.models.foreign.fixed import start, why_no_decoder
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.masking import Masking
 from geomed_mae.models.pretrained import PretrainedEncoder
@@ -183,17 +183,21 @@ def adapted(spec: ModelSpec, source: PretrainedEncoder | None) -> ModelSpec:
     if source is None:
         return spec
     spec, learned = replace(spec, norm_eps=source.spec.norm_eps), source.spec.learned_positions
-    if learned is None:
+    of_decoder, origin = None, source.origin
+    if origin is not None and origin.decoder is not None and origin.decoder.positions is not None:
+        of_decoder = None if why_no_decoder(spec, origin.decoder) else origin.grid
+    grid = learned or of_decoder
+    if grid is None:
         return spec
     patches = {2: spec.patch_2d, 3: spec.patch_3d}
-    if patches.pop(len(learned)) is None:
+    if patches.pop(len(grid)) is None:
         return spec  # nothing but blocks will be taken
     if any(patches.values()):
         raise ConfigError(
-            f"model.init has a learned table of positions for {len(learned)} spatial axes; a recipe that starts from "
-            f"it has model.patch_{len(learned)}d alone"
+            f"model.init has a learned table of positions for {len(grid)} spatial axes; a recipe that starts from "
+            f"it has model.patch_{len(grid)}d alone"
         )
-    return replace(spec, learned_positions=learned)
+    return replace(spec, learned_positions=learned, learned_decoder_positions=of_decoder)
 
 
 def start_from(mae: MaskedAutoencoder, contract: Contract, source: PretrainedEncoder) -> Contract:

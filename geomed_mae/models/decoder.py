@@ -7,12 +7,14 @@ fast: cross-attention, each mask token looks at the visible tokens and at no oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from timm.layers.mlp import Mlp
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from geomed_mae.image import Channel
@@ -63,6 +65,9 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(spec.dim, spec.decoder_dim)
         init_linear(self.embed)
         self.mask_token = nn.Parameter(torch.randn(1, 1, spec.decoder_dim) * INIT_STD)
+        if spec.learned_decoder_positions is not None:
+            entries = 1 + math.prod(spec.learned_decoder_positions)
+            self.pos_embed = nn.Parameter(torch.randn(1, entries, spec.decoder_dim) * INIT_STD)
         shape = spec.decoder_dim, spec.decoder_depth, spec.decoder_heads
         make = make_blocks if spec.mode == "exact" else _cross_blocks
         self.blocks = make(*shape, eps=spec.norm_eps)
@@ -82,16 +87,29 @@ class Decoder(nn.Module):
         """
         axes = len(encoded.grid)
         seen = self.embed(encoded.tokens)  # b 1+v d
-        reference = self.spec.reference(channels, axes)
-        position = position_table(
-            encoded.grid, self.spec.decoder_dim, spacing=spacing, reference=reference, device=seen.device
-        )
-        visible = (seen[:, 1:] + select(position, plan.visible)).to(seen.dtype)
-        seen = torch.cat([seen[:, :1], visible], dim=1)
+        first, position = self._positions(encoded.grid, channels, spacing, seen.device)
+        visible = seen[:, 1:] + select(position, plan.visible)
+        seen = torch.cat([seen[:, :1] + first, visible], dim=1).to(seen.dtype)
         asked = (self.mask_token + select(position, plan.hidden)).to(seen.dtype)
         x = self._together(seen, asked, plan) if self.spec.mode == "exact" else self._apart(seen, asked, plan)
         answer = self.heads(self.norm(x), channels, self.spec.patch(axes))  # b h c p+2
         return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
+
+    def _positions(
+        self,
+        grid: Sequence[int],
+        channels: Sequence[Channel],
+        spacing: Float[Tensor, "b axes"] | None,
+        device: torch.device,
+    ) -> tuple[Float[Tensor, "1 1 d"], Float[Tensor, "b n d"]]:
+        """Return the position of the class token, and those of the patches; as `Encoder.positions`."""
+        own, width = self.spec.learned_decoder_positions, self.spec.decoder_dim
+        if own is None:
+            reference = self.spec.reference(channels, len(grid))
+            table = position_table(grid, width, spacing=spacing, reference=reference, device=device)
+            return torch.zeros(1, 1, width, device=device), table
+        table = resample_abs_pos_embed(self.pos_embed, list(grid), list(own))
+        return table[:, :1], table[:, 1:]
 
     def _together(
         self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan

@@ -41,6 +41,7 @@ class ModelSpec:
         stats_weight: weight of the loss on each patch's mean and log standard deviation.
         learned_positions: grid of a learned table of positions, of encoders that were trained elsewhere; None has
             sines and cosines.
+        learned_decoder_positions: the same of the decoder, whose table has an entry for the class token too.
         norm_eps: of every LayerNorm; 1e-6 in ViT's and MAE's released code, other values come with encoders that were
             trained elsewhere.
     """
@@ -60,6 +61,7 @@ class ModelSpec:
     target: str = "patch_channel"
     stats_weight: float = 1.0
     learned_positions: tuple[int, ...] | None = None
+    learned_decoder_positions: tuple[int, ...] | None = None
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:

@@ -22,9 +22,9 @@ BLOCK = re.compile(r"(?:^|\.)\w*blocks\.(\d+)\.")
 """Names of parameters inside a transformer block; the number is the block's."""
 
 ENCODER_BLOCK = re.compile(r"(?:^|encoder\.)blocks\.(\d+)\.")
-EMBEDDING = re.compile(r"(?:^|\.)(?:patch_embed|cls_token)(?:\.|$)")
-UNDECAYED = re.compile(r"(?:^|\.)(?:\w*_token|bias|codes)(?:\.|$)")
-"""Tokens, biases (also where they are kept as tables) and the codes of channels."""
+EMBEDDING = re.compile(r"(?:^|\.)(?:patch_embed|cls_token|pos_embed)(?:\.|$)")
+UNDECAYED = re.compile(r"(?:^|\.)(?:\w*_token|pos_embed|bias|codes)(?:\.|$)")
+"""Tokens, tables of positions, biases (also where they are kept as tables) and the codes of channels."""
 
 ADAM_BETAS = (0.9, 0.95)
 """He et al. (arXiv 2111.06377, table 8)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from geomed_mae.models.foreign.fixed import meet, start
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.patch_embed import ChannelHeads, ChannelPatchEmbed
 from geomed_mae.models.spec import ModelSpec
+from geomed_mae.pretrain import adapted
 from tests.make_published import vit_mae
 
 RGB = load_modality("rgb").channels
@@ -167,15 +170,23 @@ def test_the_log_says_where_the_decoder_starts(tmp_path, caplog, changes, text):
     assert text in caplog.text
 
 
-def test_a_decoder_with_other_positions_is_left(tmp_path, caplog):
+def test_a_decoder_with_learned_positions_needs_a_table_for_them(tmp_path, caplog):
     theirs = vit_mae()
     torch.nn.init.normal_(theirs.decoder.decoder_pos_embed)
     theirs.save_pretrained(tmp_path, safe_serialization=True)
     source = load_encoder(tmp_path)
-    assert source.origin.decoder is None
     with caplog.at_level("INFO", logger="geomed_mae"):
         start(MaskedAutoencoder.from_spec(SPEC), source.origin, [RGB])
-    assert "the decoder starts at random: model.init has none that could be taken over" in caplog.text
+    assert "the decoder starts at random: the one of model.init has learned positions, for which" in caplog.text
+    fitting = adapted(SPEC, source)
+    assert fitting.learned_decoder_positions == (4, 4) and fitting.learned_positions is None
+    mae = MaskedAutoencoder.from_spec(fitting)
+    start(mae, source.origin, [RGB])
+    assert torch.equal(mae.decoder.pos_embed, theirs.decoder.decoder_pos_embed)
+    with pytest.raises(ConfigError, match=r"a recipe that starts from it has model.patch_2d alone"):
+        adapted(replace(SPEC, patch_3d=(2, 4, 4)), source)
+    other = replace(SPEC, decoder_depth=3)
+    assert adapted(other, source).learned_decoder_positions is None, "a decoder that does not fit is not taken"
 
 
 def test_a_recipe_of_volumes_takes_the_blocks_alone(tmp_path, caplog):

@@ -42,11 +42,13 @@ class FixedDecoder:
 
     Attributes:
         heads: of its attention.
-        tensors: state dict of `models.decoder.Decoder` without its heads.
+        positions: learned table, class token first; None for MAE's sines and cosines.
+        tensors: state dict of `models.decoder.Decoder` without its heads and positions.
         weight, bias: of the pixel predictions, per channel c and pixel p of a patch.
     """
 
     heads: int
+    positions: Float[Tensor, "1 1+n w"] | None
     tensors: dict[str, Tensor]
     weight: Float[Tensor, "c p d"]
     bias: Float[Tensor, "c p"]
@@ -182,11 +184,15 @@ def start(mae: MaskedAutoencoder, vit: FixedViT, images: Sequence[Sequence[Chann
         return
     others = _others(vit.channels, images)
     mae.encoder.patch_embed.load_kernel(vit.channels, vit.kernel, vit.bias, others)
-    reason = _why_not(mae.spec, vit.decoder)
+    reason = why_no_decoder(mae.spec, vit.decoder)
+    if vit.decoder and vit.decoder.positions is not None and mae.spec.learned_decoder_positions != vit.grid:
+        reason = reason or "the one of model.init has learned positions, for which this model has no table"
     if vit.decoder is None or reason:
         log.log(logging.WARNING if vit.decoder else logging.INFO, "the decoder starts at random: %s", reason)
         return
     mae.decoder.load_state_dict(vit.decoder.tensors, strict=False)
+    if vit.decoder.positions is not None:
+        mae.decoder.pos_embed.copy_(vit.decoder.positions)
     mae.decoder.heads.load_kernel(vit.channels, vit.decoder.weight, vit.decoder.bias, axes=axes, others=others)
     log.info("the decoder starts from the one of model.init")
 
@@ -196,7 +202,7 @@ def _others(known: Sequence[Channel], images: Sequence[Sequence[Channel]]) -> li
     return [image for image in images if not set(image) <= set(known)]
 
 
-def _why_not(spec: ModelSpec, decoder: FixedDecoder | None) -> str:
+def why_no_decoder(spec: ModelSpec, decoder: FixedDecoder | None) -> str:
     """Return why a decoder cannot be taken over, "" if it can."""
     if decoder is None:
         return "model.init has none that could be taken over"

@@ -179,10 +179,10 @@ def _decoder(
     tensors |= {f"blocks.{key}": value for key, value in _blocks(stored, DECODER_LAYERS, config, (width, depth))}
     weight = stored.take(["decoder.decoder_pred.weight"], (pixels * channels, width))
     bias = stored.take(["decoder.decoder_pred.bias"], (pixels * channels,))
-    if table[:, 0].abs().max() > 0 or not is_published_table(table[:, 1:], grid, half=half):
-        return None  # our decoder has sines and cosines alone, and no position for the class token
+    published = table[:, 0].abs().max() == 0 and is_published_table(table[:, 1:], grid, half=half)
     return FixedDecoder(
         heads=heads,
+        positions=None if published else table,
         tensors=tensors,
         weight=weight.reshape(pixels, channels, width).transpose(0, 1),  # published order: row, column, channel
         bias=bias.reshape(pixels, channels).T,
