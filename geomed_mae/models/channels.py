@@ -180,8 +180,9 @@ class ChannelCodes(nn.Module):
         return torch.tanh(self.code(torch.cat([fixed, *learned], dim=-1)))
 
     def forward(self, channels: Sequence[Channel]) -> Float[Tensor, "c basis"]:
-        """Return the coefficients of each channel."""
-        return nn.functional.normalize(self.coefficients(self.codes(channels)), dim=-1)
+        """Return the coefficients of each channel, in fp32 whatever autocast says (see `mixed`)."""
+        with torch.autocast(self.code.weight.device.type, enabled=False):
+            return nn.functional.normalize(self.coefficients(self.codes(channels)), dim=-1)
 
     @torch.no_grad()
     def pin(

@@ -89,8 +89,8 @@ class Decoder(nn.Module):
         seen = self.embed(encoded.tokens)  # b 1+v d
         first, position = self._positions(encoded.grid, channels, spacing, seen.device)
         visible = seen[:, 1:] + select(position, plan.visible)
-        seen = torch.cat([seen[:, :1] + first, visible], dim=1).to(seen.dtype)
-        asked = (self.mask_token + select(position, plan.hidden)).to(seen.dtype)
+        seen = torch.cat([seen[:, :1] + first, visible], dim=1)  # the residual stream stays in fp32 under autocast
+        asked = self.mask_token + select(position, plan.hidden)
         x = self._together(seen, asked, plan) if self.spec.mode == "exact" else self._apart(seen, asked, plan)
         answer = self.heads(self.norm(x), channels, self.spec.patch(axes))  # b h c p+2
         return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
