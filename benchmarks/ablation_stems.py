@@ -1,8 +1,9 @@
 """Rivals of the generated patch embedding and heads, for `ablations.py`: same inputs, same outputs.
 
 `FixedEmbed` and `FixedHeads` have one weight a channel, as an ordinary ViT for this sensor: the upper bound there.
-`PooledEmbed` has one projection for all channels and pools them by attention with learned queries, as Panopticon
-(arXiv 2503.10845) and RAMEN do: a channel's weight in a token depends on its content, so that it cannot be folded.
+`PooledEmbed` has one projection for all channels and pools them by attention with learned queries, after Panopticon
+(arXiv 2503.10845), without its projections of keys and values: a channel's weight in a token depends on its content, so
+that it cannot be folded.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ QUERIES = 8
 
 
 class FixedEmbed(nn.Module):
-    """Patches of a fixed list of channels to tokens: one weight (p, d) a channel."""
+    """Patches of a fixed list of channels to tokens: one weight (p, d) a channel.
 
-    def __init__(self, spec: ModelSpec, channels: int, pixels: int) -> None:
+    `rate` is a factor of its learning rate. A generated weight is a sum over K basis filters with coefficients of unit
+    length, each of which a step of Adam moves by the learning rate: it moves sqrt(2 K / pi) times as far, 3 with 16.
+    """
+
+    def __init__(self, spec: ModelSpec, channels: int, pixels: int, rate: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(channels, pixels, spec.dim) / math.sqrt(pixels))
+        self.rate = rate
+        self.weight = nn.Parameter(torch.randn(channels, pixels, spec.dim) / math.sqrt(pixels) / rate)
         self.bias = nn.Parameter(torch.zeros(spec.dim))
 
     def forward(
@@ -44,7 +50,7 @@ class FixedEmbed(nn.Module):
         else:
             patches = torch.where(shown[:, None, :, None], patches, torch.zeros_like(patches))
             scale = shown.sum(1).clamp(min=1).rsqrt()[:, None, None]
-        return patches.flatten(2) @ self.weight.flatten(0, 1) * scale + self.bias
+        return patches.flatten(2) @ (self.rate * self.weight).flatten(0, 1) * scale + self.bias
 
 
 class PooledEmbed(nn.Module):
@@ -92,9 +98,9 @@ class FixedHeads(nn.Module):
 
 
 def replace_parts(mae: MaskedAutoencoder, stem: str, heads: str, channels: int, pixels: int) -> None:
-    """Put rivals in place of a model's patch embedding (`fixed`, `pooled`) and heads (`fixed`)."""
-    if stem == "fixed":
-        mae.encoder.patch_embed = FixedEmbed(mae.spec, channels, pixels)
+    """Put rivals in place of a model's patch embedding (`fixed`, `fixed x 3`, `pooled`) and heads (`fixed`)."""
+    if stem.startswith("fixed"):
+        mae.encoder.patch_embed = FixedEmbed(mae.spec, channels, pixels, rate=3.0 if stem == "fixed x 3" else 1.0)
     if stem == "pooled":
         mae.encoder.patch_embed = PooledEmbed(mae.spec, pixels)
     if heads == "fixed":

@@ -50,6 +50,9 @@ models, for its labels would decide the mean of a split's few test scenes."""
 OVERLAPPING = {"BORDER_58_20240622": "BORDER", "BORDER_59_20240626": "BORDER"}
 """Scenes that show the same ground are one group."""
 
+HELD_OUT = {"fires": 0.36, "hippocampus": 0.25, "xray": 0.3}
+"""Share of the groups that a split scores on."""
+
 WINDOWS_PER_PASS = 64
 FOLDS = 4
 PENALTIES = np.logspace(-6, 1, 15)
@@ -132,7 +135,7 @@ def _fires(data: Path) -> Task:
         groups.append(OVERLAPPING.get(path.stem, path.stem))
     # Burned and unburned shares add up to 1: one of the two says all.
     sizes = {"crop": (48, 48), "batch": 16, "steps": 300}
-    return _task("fires", images, labels, groups, {"classes": (1,), "few": 2, "held_out": 0.36, **sizes})
+    return _task("fires", images, labels, groups, {"classes": (1,), "few": 2, "held_out": HELD_OUT["fires"], **sizes})
 
 
 def _hippocampus(data: Path) -> Task:
@@ -143,7 +146,7 @@ def _hippocampus(data: Path) -> Task:
         for path, image in zip(paths, images, strict=True)
     ]
     sizes = {"crop": (24, 24, 24), "batch": 8, "steps": 500}
-    rule = {"classes": (0, 1, 2), "few": 4, "held_out": 0.25, **sizes}
+    rule = {"classes": (0, 1, 2), "few": 4, "held_out": HELD_OUT["hippocampus"], **sizes}
     return _task("hippocampus", images, labels, [path.name for path in paths], rule)
 
 
@@ -154,7 +157,7 @@ def _xray(data: Path) -> Task:
     valid = np.ones((1, *pictures.shape[2:]), bool)
     images = [Image(each, valid, modality.channels, PlaneGeometry(), modality.name) for each in pictures]
     groups = [hashlib.sha256(each.tobytes()).hexdigest() for each in stored["images"]]
-    rule = {"classes": (), "few": 20, "held_out": 0.3, "crop": (28, 28), "batch": 32, "steps": 250}
+    rule = {"classes": (), "few": 20, "held_out": HELD_OUT["xray"], "crop": (28, 28), "batch": 32, "steps": 250}
     return _task("xray", images, [int(label) for label in stored["labels"][:, 0]], groups, rule)
 
 

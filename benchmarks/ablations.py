@@ -16,6 +16,7 @@ processes may share a file (give them different --tasks). Seeds are the outer lo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -30,6 +31,7 @@ import torch
 from ablation_floors import floor_convolutions, floor_pixels, floor_statistics
 from ablation_stems import replace_parts
 from ablation_tasks import (
+    HELD_OUT,
     TASKS,
     Task,
     cut,
@@ -52,7 +54,8 @@ from geomed_mae.training.optim import build_optimizers, lr_scale
 SHAPE = {"dim": 128, "depth": 6, "heads": 4, "basis": 16, "decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3}
 LAYERS = {"last": (5,), "middle": (2,), "several": (1, 3, 5)}
 """Blocks, from 0, whose outputs each read-out uses."""
-READOUTS, SCORES = tuple(LAYERS), ("probe", "few")
+SHOWN, SCORES = ("last", "several"), ("probe", "few")
+"""Read-outs of the table, and the two probes."""
 BASE = "base"
 FLOORS: dict[str, Callable[[Task, int], list[np.ndarray]]] = {
     "floor: patch statistics": lambda task, seed: floor_statistics(task),
@@ -104,7 +107,10 @@ def _variants() -> dict[str, Variant]:
         "ratio 0.5 to 0.9": Variant(masking={"ratio": (0.5, 0.9)}),
         "target none, stats 0": Variant(spec=plain),
         "target patch, stats 0 (published)": Variant(spec={"target": "patch", "stats_weight": 0.0}),
-        "adamw, 1.5 times the steps": Variant(train={"optimizer": "adamw"}, longer=1.5),
+        "fast 50%, ratio 0.6": Variant(spec={"mode": "fast"}, masking={"predict_ratio": 0.5, "ratio": 0.6}),
+        "adamw, the same time": Variant(train={"optimizer": "adamw"}, longer=1.85, tasks=mr),
+        "adamw, lr 3e-3": Variant(train={"optimizer": "adamw", "lr": 3e-3}, tasks=mr),
+        "fixed stem, 3 times its rate": Variant(stem="fixed x 3", tasks=sat),
         "pooled stem": Variant(stem="pooled", tasks=sat),
         "stats 0.5": Variant(spec={"stats_weight": 0.5}),
         "target none, stats 0, ratio 0.6": Variant(spec=plain, masking={"ratio": 0.6}, tasks=mr),
@@ -239,64 +245,59 @@ def _key(line: dict[str, Any]) -> tuple[str, str, int, float]:
     return line["task"], line["variant"], line["seed"], line["steps_scale"]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and half width of the 95 % t-interval; the width is NaN for a single value."""
+def interval(values: Sequence[float], held_out: float) -> tuple[float, float]:
+    """Return mean and half width of the 95 % interval; the width is NaN for a single value.
+
+    The t-interval for repeated splits of the same groups, `held_out` of them to test: their training parts overlap, so
+    that the plain one is too narrow (Nadeau & Bengio 2003, doi 10.1023/A:1024068626366).
+    """
     if len(values) < 2:
         return fmean(values), float("nan")
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return fmean(values), reach
+    spread = stdev(values) * (1 / len(values) + held_out / (1 - held_out)) ** 0.5
+    return fmean(values), float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
-    """Return Markdown: per task the variants' scores and differences to the base, then the read-outs' to the last."""
-    lines = list(lines)
-    parts = []
+    """Return Markdown: per task and variant the scores of two read-outs, differences to the base, and the cost."""
+    lines, parts = list(lines), []
+    heads = [f"{readout}, {kind}" for readout in SHOWN for kind in SCORES]
     for task in [name for name in TASKS if any(line["task"] == name for line in lines)]:
-        own = {(line["variant"], line["seed"]): line["scores"] for line in lines if line["task"] == task}
-        parts += [f"### {task}: {'R²' if task == 'hippocampus' else 'ROC area'}, read out of the last block", ""]
-        parts += [
-            f"| variant | seeds | {' | '.join(f'{kind} | difference' for kind in SCORES)} |",
-            "|---|---|" + "---|" * 4,
-        ]
-        parts += [_row(own, name) for name in NAMES if any(variant == name for variant, _ in own)]
-        parts += ["", f"### {task}: other read-outs minus the last block, over all trained runs", ""]
-        parts += [f"| read-out | variants | {' | '.join(SCORES)} |", "|---|---|" + "---|" * len(SCORES)]
-        parts += [_readout_row(own, name, which) for name in READOUTS[1:] for which in ("base", "all")] + [""]
+        own = {(line["variant"], line["seed"]): line for line in lines if line["task"] == task}
+        names = [name for name in NAMES if any(variant == name for variant, _ in own)]
+        parts += [f"### {task}: {'R2' if task == 'hippocampus' else 'ROC area'}", ""]
+        parts += [f"| variant | seeds | {' | '.join(heads)} | CPU |", "|---|---|" + "---|" * (len(heads) + 1)]
+        parts += [_row(own, name, HELD_OUT[task]) for name in names] + [""]
     return "\n".join(parts)
 
 
-def _row(own: dict[tuple[str, int], Any], name: str) -> str:
+def _row(own: dict[tuple[str, int], Any], name: str, held_out: float) -> str:
     seeds = sorted(seed for variant, seed in own if variant == name)
-    paired = [seed for seed in seeds if (BASE, seed) in own]
     cells = [name, str(len(seeds))]
-    for kind in SCORES:
-        value = {seed: own[name, seed]["last"][kind] for seed in seeds}
-        cells.append(_text(*interval(list(value.values()))))
-        gaps = [value[seed] - own[BASE, seed]["last"][kind] for seed in paired]
-        cells.append("" if name == BASE or not gaps else _difference(gaps))
-    return f"| {' | '.join(cells)} |"
+    for readout, kind in itertools.product(SHOWN, SCORES):
+        value, base = (
+            {seed: own[key, seed]["scores"][readout][kind] for seed in seeds if readout in _scores(own, key, seed)}
+            for key in (name, BASE)
+        )
+        gaps = [value[seed] - base[seed] for seed in value if seed in base]
+        text = f"{fmean(value.values()):.3f}" if value else ""
+        cells.append(text if name == BASE or not gaps else f"{text} ({_difference(gaps, held_out)})")
+    costs = [own[name, seed].get("cpu_seconds_training", 0) / _cost(own, seed) for seed in seeds if (BASE, seed) in own]
+    return f"| {' | '.join(cells)} | {f'{fmean(costs):.2f}' if any(costs) and not name.startswith('floor') else ''} |"
 
 
-def _readout_row(own: dict[tuple[str, int], Any], readout: str, which: str) -> str:
-    """Seeds are the units: variants of a seed share its split, so that their differences are averaged first."""
-    cells = [readout, which]
-    for kind in SCORES:
-        gaps: dict[int, list[float]] = {}
-        for (name, seed), scores in own.items():
-            if readout in scores and not name.startswith("floor") and (which == "all" or name == BASE):
-                gaps.setdefault(seed, []).append(scores[readout][kind] - scores["last"][kind])
-        cells.append(_difference([fmean(each) for each in gaps.values()]) if gaps else "")
-    return f"| {' | '.join(cells)} |"
+def _scores(own: dict[tuple[str, int], Any], name: str, seed: int) -> dict[str, Any]:
+    return own[name, seed]["scores"] if (name, seed) in own else {}
 
 
-def _text(mean: float, reach: float) -> str:
-    return f"{mean:.3f}" if reach != reach else f"{mean:.3f} ± {reach:.3f}"
+def _cost(own: dict[tuple[str, int], Any], seed: int) -> float:
+    return own[BASE, seed].get("cpu_seconds_training", 0) or 1.0
 
 
-def _difference(gaps: Sequence[float]) -> str:
-    mean, reach = interval(gaps)
-    mark = "" if reach != reach or abs(mean) <= reach else " **+**" if mean > 0 else " **-**"
-    return ("+" if mean >= 0 else "") + _text(mean, reach) + mark
+def _difference(gaps: Sequence[float], held_out: float) -> str:
+    mean, reach = interval(gaps, held_out)
+    if reach != reach:
+        return f"{mean:+.3f}"
+    return f"{mean:+.3f} ± {reach:.3f}" + ("" if abs(mean) <= reach else " **+**" if mean > 0 else " **-**")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from geomed_mae.errors import ConfigError, suggest
 from geomed_mae.safe_yaml import read_yaml
@@ -40,11 +40,12 @@ def speed(default: Any = ..., **kwargs: Any) -> Any:
 class Section(BaseModel):
     """Frozen, closed base of every part of a recipe; docstrings of fields become their descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-Pair = tuple[int, int]
-Triple = tuple[int, int, int]
+Pair = tuple[PositiveInt, PositiveInt]
+Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = Annotated[float, Field(gt=0)]
 
 
 class DataConfig(Section):
@@ -102,7 +103,7 @@ class ModelConfig(Section):
     """Ground sampling distance at which neighbouring patches are one position unit apart, about the finest of the
     archive (patches closer than a fifth of a unit have nearly the same code); None takes each image's own grid as the
     reference, so that positions count patches."""
-    reference_spacing_mm: tuple[float, float, float] | None = science(None)
+    reference_spacing_mm: tuple[Spacing, Spacing, Spacing] | None = science(None)
     """The same for volumes, per axis (slice, row, column) in mm; planes use the last two."""
     basis: int = science(32, ge=3)
     """Number of shared filters of which every channel's patch embedding is a combination."""

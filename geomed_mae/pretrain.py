@@ -227,6 +227,7 @@ def start_from(mae: MaskedAutoencoder, contract: Contract, source: PretrainedEnc
     else:
         weights, wanted = source.module.state_dict(), set(mae.encoder.state_dict())
         mae.encoder.load_state_dict({**mae.encoder.state_dict(), **{k: v for k, v in weights.items() if k in wanted}})
+        log.info("the encoder starts from model.init, the decoder, which encoder folders do not hold, at random")
     return replace(
         source.contract.extended(contract.channels),
         crop_2d=contract.crop_2d or source.contract.crop_2d,

@@ -99,6 +99,6 @@ def test_the_table_pairs_seeds_and_marks_differences_that_exclude_zero(ablations
     lines += [made_up("adamw", seed, score) for seed, score in enumerate((0.9, 0.2, 0.8))]
     text = ablations.table(lines)
     row = next(line for line in text.splitlines() if line.startswith("| stats 0 |"))
-    # Student's t with two degrees of freedom: 4.303 * 0.1 / sqrt(3); the paired difference varies by 0.001 alone.
-    assert row.startswith("| stats 0 | 3 | 0.501 ± 0.251 | -0.099 ± 0.002 **-** | 0.251 ± 0.125 |")
+    # Student's t with two degrees of freedom: 4.303 * 0.001 * sqrt(1/3 + 0.36/0.64).
+    assert row.startswith("| stats 0 | 3 | 0.501 (-0.099 ± 0.004 **-**) | 0.251 (-0.049 ± 0.002 **-**) |")
     assert "**" not in next(line for line in text.splitlines() if line.startswith("| adamw |"))

@@ -43,7 +43,9 @@ class SelfAttention(Attention):
     ) -> Float[Tensor, "b n-first d"]:
         """Return the rows of `forward` from `first` on, for the price of their queries alone."""
         width = self.qkv.in_features
-        (w_query, w_seen), (b_query, b_seen) = (part.split([width, 2 * width]) for part in self.qkv.parameters())
+        (w_query, w_seen), (b_query, b_seen) = (
+            part.split([width, 2 * width]) for part in (self.qkv.weight, self.qkv.bias)
+        )
         query = F.linear(x[:, first:], w_query, b_query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         seen = F.linear(x, w_seen, b_seen).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = None if bias is None else bias.to(query.dtype)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from timm.layers.mlp import Mlp
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from geomed_mae.image import Channel
@@ -34,6 +36,17 @@ class Prediction:
     pixels: Float[Tensor, "b h c p"]
     mean: Float[Tensor, "b h c"]
     log_sigma: Float[Tensor, "b h c"]
+
+
+class AnsweringBlock(Block):
+    """timm's block as the last one of a decoder: nobody reads its visible tokens, so they are keys and values alone."""
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], first: int, bias: Float[Tensor, "b 1 1 n"] | None
+    ) -> Float[Tensor, "b n-first d"]:
+        """Return the tokens from `first` on."""
+        x = x[:, first:] + self.attn.rows_from(first, self.norm1(x), bias)
+        return x + self.mlp(self.norm2(x))
 
 
 class CrossBlock(nn.Module):
@@ -69,7 +82,7 @@ class Decoder(nn.Module):
             entries = 1 + math.prod(spec.learned_decoder_positions)
             self.pos_embed = nn.Parameter(torch.randn(1, entries, spec.decoder_dim) * INIT_STD)
         shape = spec.decoder_dim, spec.decoder_depth, spec.decoder_heads
-        make = make_blocks if spec.mode == "exact" else _cross_blocks
+        make = partial(make_blocks, last=AnsweringBlock) if spec.mode == "exact" else _cross_blocks
         self.blocks = make(*shape, eps=spec.norm_eps)
         self.norm = nn.LayerNorm(spec.decoder_dim, eps=spec.norm_eps)
         self.heads = ChannelHeads(spec)
@@ -90,7 +103,7 @@ class Decoder(nn.Module):
         first, position = self._positions(encoded.grid, channels, spacing, seen.device)
         visible = seen[:, 1:] + select(position, plan.visible)
         seen = torch.cat([seen[:, :1] + first, visible], dim=1)  # the residual stream stays in fp32 under autocast
-        asked = self.mask_token + select(position, plan.hidden)
+        asked = self.mask_token + select(position, plan.asked)
         x = self._together(seen, asked, plan) if self.spec.mode == "exact" else self._apart(seen, asked, plan)
         answer = self.heads(self.norm(x), channels, self.spec.patch(axes))  # b h c p+2
         return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
@@ -114,14 +127,12 @@ class Decoder(nn.Module):
     def _together(
         self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan
     ) -> Float[Tensor, "b h d"]:
-        x, first = torch.cat([seen, asked], dim=1), seen.shape[1]
+        x = torch.cat([seen, asked], dim=1)
         bias = attention_bias(_joined_pad(plan), x)
-        for block in self.blocks[:-1]:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, attn_mask=bias)
-        # Nobody reads the visible tokens of the last block, so it computes them no more than its keys need.
-        last = self.blocks[-1]
-        x = x[:, first:] + last.attn.rows_from(first, last.norm1(x), bias)
-        return x + last.mlp(last.norm2(x))
+        return last(x, seen.shape[1], bias)
 
     def _apart(
         self, seen: Float[Tensor, "b 1+v d"], asked: Float[Tensor, "b h d"], plan: MaskPlan
@@ -138,7 +149,7 @@ def _cross_blocks(dim: int, depth: int, heads: int, *, eps: float) -> nn.ModuleL
 
 def _joined_pad(plan: MaskPlan) -> Bool[Tensor, "b v+h"] | None:
     """Return the padding of visible and hidden entries together, None when there is none."""
-    if plan.visible_pad is None and plan.hidden_pad is None:
+    if plan.visible_pad is None and plan.asked_pad is None:
         return None
-    pairs = ((plan.visible, plan.visible_pad), (plan.hidden, plan.hidden_pad))
+    pairs = ((plan.visible, plan.visible_pad), (plan.asked, plan.asked_pad))
     return torch.cat([torch.zeros_like(index, dtype=torch.bool) if pad is None else pad for index, pad in pairs], dim=1)

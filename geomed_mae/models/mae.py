@@ -6,7 +6,7 @@ channels enter and leave through codes of their physics (`patch_embed`), targets
 over valid pixels (`targets`), and a statistics head predicts what that normalisation removes. With `target="patch"`,
 `stats_weight=0` and three channels, loss and gradients are the published ones (tests/models/test_mae.py).
 
-Shapes: b batch, c channel, n patch of the grid, v visible, h hidden, p pixel of a patch, d width.
+Shapes: b batch, c channel, n patch of the grid, v visible, h asked for, p pixel of a patch, d width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from geomed_mae.models.decoder import Decoder, Prediction
 from geomed_mae.models.masking import MaskPlan
 from geomed_mae.models.patches import clean, patchify, select, unpatchify
 from geomed_mae.models.spec import ModelSpec
-from geomed_mae.models.targets import Target, masked_mean, patch_targets, undo
+from geomed_mae.models.targets import Target, masked_mean, normalisation, patch_targets
 from geomed_mae.models.vit import Encoder
 
 
@@ -66,8 +66,11 @@ class MaskedAutoencoder(nn.Module):
         Raises:
             ConfigError: as `Encoder.forward`.
         """
+        # `plan` holds the random mask: the encoder sees the visible patches alone ...
         encoded = self.encoder(pixels, valid, channels, spacing, plan)
+        # ... the decoder gets its tokens, and one mask token for each patch that is asked for ...
         prediction = self.decoder(encoded, channels, spacing, plan)
+        # ... and what it answers is compared with these patches, normalised.
         return self.loss(prediction, self.target(pixels, valid, plan, floor))
 
     def target(
@@ -79,10 +82,13 @@ class MaskedAutoencoder(nn.Module):
     ) -> Target:
         """Return what the decoder is asked for: the hidden patches, normalised, in fp32."""
         patch = self.spec.patch(pixels.ndim - 2)
-        asked = select(patchify(valid.expand(pixels.shape), patch), plan.hidden)
-        if plan.hidden_pad is not None:
-            asked = asked & ~plan.hidden_pad[..., None, None]
-        patches = clean(select(patchify(pixels.float(), patch), plan.hidden), asked)
+        asked = select(patchify(valid.expand(pixels.shape), patch), plan.asked)
+        if plan.asked_pad is not None:
+            asked = asked & ~plan.asked_pad[..., None, None]
+        if plan.shown_channels is not None and plan.crossed:
+            hidden, crossed = asked.split([asked.shape[1] - plan.crossed, plan.crossed], dim=1)
+            asked = torch.cat([hidden, crossed & ~plan.shown_channels[:, None, :, None]], dim=1)
+        patches = clean(select(patchify(pixels.float(), patch), plan.asked), asked)
         with torch.autocast(pixels.device.type, enabled=False):
             return patch_targets(patches, asked, floor.float().reshape(-1, pixels.shape[1]), self.spec.target)
 
@@ -122,16 +128,18 @@ class MaskedAutoencoder(nn.Module):
         neither shown nor asked for, are copied, with 0 where invalid.
         """
         prediction = self.decoder(self.encoder(pixels, valid, channels, spacing, plan), channels, spacing, plan)
-        statistics: Prediction | Target = prediction
         if self.spec.stats_weight == 0:
-            statistics = self.target(pixels, valid, plan, floor)
-        answer = undo(
-            prediction.pixels.float(), statistics.mean.float(), statistics.log_sigma.float(), self.spec.target
-        )
+            target = self.target(pixels, valid, plan, floor)
+            center, scale = target.center, target.scale
+        else:
+            rows = floor.float().reshape(-1, pixels.shape[1])
+            center, scale = normalisation(prediction.mean.float(), prediction.log_sigma.float(), rows, self.spec.target)
+        hidden = plan.asked.shape[1] - plan.crossed
+        answer = (prediction.pixels.float() * scale + center)[:, :hidden]
         patch = self.spec.patch(pixels.ndim - 2)
         image = patchify(clean(pixels, valid), patch).float()
         spare = F.pad(image, (0, 0, 0, 0, 0, 1))  # one more patch, where padding entries go
-        place = plan.hidden if plan.hidden_pad is None else plan.hidden.masked_fill(plan.hidden_pad, image.shape[1])
-        spare.scatter_(1, place[..., None, None].expand_as(answer), answer)
+        place = plan.asked if plan.asked_pad is None else plan.asked.masked_fill(plan.asked_pad, image.shape[1])
+        spare.scatter_(1, place[:, :hidden, None, None].expand_as(answer), answer)
         grid = tuple(size // step for size, step in zip(pixels.shape[2:], patch, strict=True))
         return unpatchify(spare[:, :-1], grid, patch)

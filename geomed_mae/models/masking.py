@@ -42,21 +42,24 @@ class MaskPlan:
 
     Attributes:
         visible: indices into the patch grid.
-        hidden: indices into the patch grid, of hidden patches that are asked for.
+        asked: indices into the patch grid: hidden patches, or a part of them; then `crossed` visible ones.
         visible_pad: True where an entry of `visible` is padding; None when none is.
-        hidden_pad: the same for `hidden`.
+        asked_pad: the same for `asked`.
         shown_channels: channels that the encoder sees; None shows all. Hidden ones are still asked for.
+        crossed: how many entries at the end of `asked` are visible patches, of which the channels are asked for that
+            the encoder did not see: there the spectrum alone must answer.
     """
 
     visible: Int[Tensor, "b v"]
-    hidden: Int[Tensor, "b h"]
+    asked: Int[Tensor, "b h"]
     visible_pad: Bool[Tensor, "b v"] | None = None
-    hidden_pad: Bool[Tensor, "b h"] | None = None
+    asked_pad: Bool[Tensor, "b h"] | None = None
     shown_channels: Bool[Tensor, "b c"] | None = None
+    crossed: int = 0
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MaskPlan:
         """Return the plan on `device`."""
-        names = ("visible", "hidden", "visible_pad", "hidden_pad", "shown_channels")
+        names = ("visible", "asked", "visible_pad", "asked_pad", "shown_channels")
         parts = {name: getattr(self, name) for name in names}
         return replace(
             self,
@@ -82,7 +85,8 @@ class Masking:
         block: edge, in patches, of the blocks that are shown or hidden as a whole; 1 draws single patches.
         predict_ratio: share of a sample's valid patches that the decoder is asked for, at most the hidden ones
             ("prediction ratio" of CrossMAE, arXiv 2401.14391); None asks for every hidden patch.
-        channel_drop: probability of hiding a channel from the encoder; one is always shown.
+        channel_drop: probability of hiding a channel from the encoder; one is always shown. Hidden channels are asked
+            for in hidden patches and, in the same proportion, in visible ones.
     """
 
     ratio: float | tuple[float, float] = 0.75
@@ -154,7 +158,8 @@ def plan_masks(
     ratio, drops = masking.ratio_at(rng_key), masking.channel_drop > 0 and channels > 0
     keep, ask = _counts(tokens, ratio, masking.predict_ratio)
     visible, visible_pad = np.zeros((batch, keep), np.int64), np.ones((batch, keep), bool)
-    hidden, hidden_pad = np.zeros((batch, ask), np.int64), np.ones((batch, ask), bool)
+    crossed = keep * ask // (tokens - keep) if drops else 0
+    asked, asked_pad = np.zeros((batch, ask), np.int64), np.ones((batch, ask), bool)
     shown = np.ones((batch, channels), bool)
     seed, step = rng_key
     for row, sample in enumerate(range(batch) if samples is None else samples):
@@ -162,20 +167,23 @@ def plan_masks(
         luck = draw.random(tokens)
         places = luck if masking.block == 1 else _by_block(luck, grid, masking.block, draw)
         order = np.argsort(np.where(usable[row], places, np.inf), kind="stable")
-        first, asked = _counts(int(usable[row].sum()), ratio, masking.predict_ratio)
+        first, some = _counts(int(usable[row].sum()), ratio, masking.predict_ratio)
         rest = order[first : usable[row].sum()]
-        rest = rest[np.argsort(luck[rest], kind="stable")][:asked]  # a part of them is drawn patch by patch
+        rest = rest[np.argsort(luck[rest], kind="stable")][:some]  # a part of them is drawn patch by patch
         visible[row, :first], visible_pad[row, :first] = order[:first], False
-        hidden[row, : len(rest)], hidden_pad[row, : len(rest)] = rest, False
+        asked[row, : len(rest)], asked_pad[row, : len(rest)] = rest, False
         if drops:
             luck = draw.random(channels)
             shown[row] = (luck >= masking.channel_drop) | (luck == luck.max())
+    asked = np.concatenate([asked, visible[:, :crossed]], axis=1)
+    asked_pad = np.concatenate([asked_pad, visible_pad[:, :crossed]], axis=1)
     return MaskPlan(
         torch.from_numpy(visible),
-        torch.from_numpy(hidden),
+        torch.from_numpy(asked),
         torch.from_numpy(visible_pad) if visible_pad.any() else None,
-        torch.from_numpy(hidden_pad) if hidden_pad.any() else None,
+        torch.from_numpy(asked_pad) if asked_pad.any() else None,
         torch.from_numpy(shown) if drops else None,
+        crossed,
     )
 
 

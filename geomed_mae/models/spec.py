@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "la
 
 DECODER_HEAD_DIM = 32
 """Width of one attention head of the decoder: 512 / 16 in MAE's (arXiv 2111.06377)."""
+
+CODES = 2
+"""Version of `channels.describe`: 1 had wavelengths on a linear axis. Raise it with every change of what it returns."""
 
 MODES = ("exact", "fast")
 TARGETS = ("patch_channel", "patch", "none")
@@ -42,6 +46,7 @@ class ModelSpec:
         learned_positions: grid of a learned table of positions, of encoders that were trained elsewhere; None has
             sines and cosines.
         learned_decoder_positions: the same of the decoder, whose table has an entry for the class token too.
+        codes: version of the formula of channel codes; weights of another one mean nothing.
         norm_eps: of every LayerNorm; 1e-6 in ViT's and MAE's released code, other values come with encoders that were
             trained elsewhere.
     """
@@ -63,6 +68,7 @@ class ModelSpec:
     learned_positions: tuple[int, ...] | None = None
     learned_decoder_positions: tuple[int, ...] | None = None
     norm_eps: float = 1e-6
+    codes: int = CODES
 
     def __post_init__(self) -> None:
         if self.patch_2d is None and self.patch_3d is None:
@@ -71,6 +77,17 @@ class ModelSpec:
             raise ConfigError(f"mode '{self.mode}' is none of {', '.join(MODES)}")
         if self.target not in TARGETS:
             raise ConfigError(f"target '{self.target}' is none of {', '.join(TARGETS)}")
+        counts = {"basis": self.basis, "depth": self.depth, "decoder_depth": self.decoder_depth}
+        counts |= {f"patch_{len(patch)}d": min(patch) for patch in (self.patch_2d, self.patch_3d) if patch is not None}
+        numbers = {"reference_gsd_m": self.reference_gsd_m, "norm_eps": self.norm_eps}
+        numbers |= {
+            "reference_spacing_mm": None if self.reference_spacing_mm is None else min(self.reference_spacing_mm)
+        }
+        for name, value in (*counts.items(), *((key, value) for key, value in numbers.items() if value is not None)):
+            if not 0 < value < math.inf or (name in counts and value < 1):
+                raise ConfigError(f"{name} {getattr(self, name)} is not positive")
+        if not 0 <= self.stats_weight < math.inf:
+            raise ConfigError(f"stats_weight {self.stats_weight} is not a number of 0 or more")
         for name, width, heads in (
             ("encoder", self.dim, self.heads),
             ("decoder", self.decoder_dim, self.decoder_heads),
@@ -83,7 +100,7 @@ class ModelSpec:
         """Translate the `model` section of a recipe.
 
         Raises:
-            ConfigError: a width that heads do not divide, or a mode that is not there yet.
+            ConfigError: a width that heads do not divide.
         """
         dim, depth, heads = SIZES[config.size]
         return cls(
@@ -139,6 +156,11 @@ class ModelSpec:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ConfigError(f"a model spec has no field {unknown}; was it written by a newer geomed-mae?")
+        if (codes := data.get("codes", 1)) != CODES:
+            raise ConfigError(
+                f"these weights were trained with version {codes} of the channel codes, this geomed-mae has {CODES}: "
+                "their channels would get other filters; train again, or use the version that wrote them"
+            )
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
         except TypeError as error:

@@ -30,6 +30,7 @@ class Target:
         valid: pixels that count.
         mean, log_sigma: statistics of the valid pixels per patch and channel, sigma with the floor.
         counted: patches and channels with at least one valid pixel.
+        center, scale: what they were normalised with: patches = pixels * scale + center.
     """
 
     pixels: Float[Tensor, "b h c p"]
@@ -37,6 +38,8 @@ class Target:
     mean: Float[Tensor, "b h c"]
     log_sigma: Float[Tensor, "b h c"]
     counted: Bool[Tensor, "b h c"]
+    center: Float[Tensor, "b h #c 1"]
+    scale: Float[Tensor, "b h #c 1"]
 
 
 def patch_targets(
@@ -58,14 +61,11 @@ def patch_targets(
     centred = torch.where(valid, patches - mean[..., None], torch.zeros_like(patches))
     variance = centred.square().sum(-1) / count.clamp(min=1)
     log_sigma = 0.5 * (variance + floor[:, None].square()).clamp(min=PUBLISHED_EPS).log()
-    if kind == "patch_channel":
-        pixels = centred * (-log_sigma).exp()[..., None]
-    elif kind == "patch":
-        joint_mean, joint_sigma = _joint(patches, valid)
-        pixels = (patches - joint_mean) / joint_sigma
+    if kind == "patch":
+        center, scale = _joint(patches, valid)
     else:
-        pixels = patches
-    return Target(pixels, valid, mean, log_sigma, count > 0)
+        center, scale = normalisation(mean, log_sigma, floor, kind)
+    return Target((patches - center) / scale, valid, mean, log_sigma, count > 0, center, scale)
 
 
 def _joint(
@@ -79,20 +79,21 @@ def _joint(
     return mean, (variance + PUBLISHED_EPS).sqrt()
 
 
-def undo(
-    pixels: Float[Tensor, "b h c p"], mean: Float[Tensor, "b h c"], log_sigma: Float[Tensor, "b h c"], kind: str
-) -> Float[Tensor, "b h c p"]:
-    """Return predicted pixels in model units, given the patches' statistics: the inverse of `patch_targets`.
+def normalisation(
+    mean: Float[Tensor, "b h c"], log_sigma: Float[Tensor, "b h c"], floor: Float[Tensor, "#b c"], kind: str
+) -> tuple[Float[Tensor, "b h #c 1"], Float[Tensor, "b h #c 1"]]:
+    """Return (center, scale) that statistics say targets were normalised with: pixels = target * scale + center.
 
-    For `patch` the joint statistics follow from those of the channels (law of total variance).
+    For `patch` the joint statistics follow from those of the channels (law of total variance), which weigh equally.
     """
-    if kind == "none":
-        return pixels
     if kind == "patch_channel":
-        return pixels * log_sigma.exp()[..., None] + mean[..., None]
-    joint_mean = mean.mean(-1, keepdim=True)
-    variance = (2 * log_sigma).exp().mean(-1, keepdim=True) + (mean - joint_mean).square().mean(-1, keepdim=True)
-    return pixels * variance.sqrt()[..., None] + joint_mean[..., None]
+        return mean[..., None], log_sigma.exp()[..., None]
+    if kind == "none":
+        return torch.zeros_like(mean[..., None]), torch.ones_like(mean[..., None])
+    joint = mean.mean(-1, keepdim=True)
+    within = ((2 * log_sigma).exp() - floor[:, None].square()).clamp(min=0).mean(-1, keepdim=True)
+    variance = within + (mean - joint).square().mean(-1, keepdim=True) + PUBLISHED_EPS
+    return joint[..., None], variance.sqrt()[..., None]
 
 
 def masked_mean(values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:

@@ -37,21 +37,21 @@ class Tokens:
     Attributes:
         tokens: class token first, then the visible patches (all patches, in grid order, without a plan), normalised.
         grid: patches per spatial axis.
-        token_valid: patches with enough valid area; the others' tokens mean nothing.
+        token_valid: patches with enough valid area, the others' tokens mean nothing; None with a plan, which knows.
         maps: feature maps of the blocks asked for with `layers`, each normalised.
     """
 
     tokens: Float[Tensor, "b 1+v d"]
     grid: tuple[int, ...]
-    token_valid: Bool[Tensor, "b n"]
+    token_valid: Bool[Tensor, "b n"] | None
     maps: tuple[Float[Tensor, "b d *grid"], ...] = ()
 
 
-def make_blocks(dim: int, depth: int, heads: int, *, eps: float) -> nn.ModuleList:
+def make_blocks(dim: int, depth: int, heads: int, *, eps: float, last: type[Block] = Block) -> nn.ModuleList:
     """Return timm's pre-norm transformer blocks, initialised as in MAE: Xavier-uniform weights, zero biases."""
-    norm = partial(nn.LayerNorm, eps=eps)
-    one = partial(Block, dim, heads, qkv_bias=True, norm_layer=norm, attn_layer=SelfAttention)
-    return nn.ModuleList(one() for _ in range(depth)).apply(init_linear)
+    shape = {"qkv_bias": True, "norm_layer": partial(nn.LayerNorm, eps=eps), "attn_layer": SelfAttention}
+    kinds = [Block] * (depth - 1) + [last]
+    return nn.ModuleList(kind(dim, heads, **shape) for kind in kinds).apply(init_linear)
 
 
 def init_linear(module: nn.Module) -> None:
@@ -135,10 +135,11 @@ class Encoder(nn.Module):
         space = pixels.shape[2:]
         patch = self.spec.patch(len(space))
         grid = patch_grid(space, patch)
-        token_valid = valid_tokens(valid, patch)
+        token_valid = None
         patches = patchify(clean(pixels, valid), patch)
         position = self.positions(grid, channels, spacing, pixels.device)
         if plan is None:
+            token_valid = valid_tokens(valid, patch)
             pad = None if bool(token_valid.all()) else ~token_valid
             x = self.patch_embed(patches, channels, patch) + position
         else:

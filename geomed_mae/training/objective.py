@@ -112,7 +112,7 @@ class MaskedObjective:
         center, scale = (value.reshape(*value.shape, *trailing) for value in (ready.center, ready.scale))
         patch = self.mae.spec.patch(batch.raw.ndim - 2)
         seen = _pixels_of(ready.plan.visible, ready.plan.visible_pad, batch.raw.shape, patch)
-        asked = _pixels_of(ready.plan.hidden, ready.plan.hidden_pad, batch.raw.shape, patch) & batch.valid
+        asked = _pixels_of(ready.plan.asked, ready.plan.asked_pad, batch.raw.shape, patch) & batch.valid
         # What was not asked for stays the image itself: values that the contract clips would differ without cause.
         physical = torch.where(asked, answer * scale + center, batch.raw)
         return Reconstruction(batch.raw.cpu(), physical.cpu(), seen.cpu(), asked.cpu())

@@ -10,7 +10,8 @@ import torch
 from geomed_mae.errors import ConfigError
 from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality, modality_names
-from geomed_mae.models.channels import ChannelCodes, ordinals, wavelength_code
+from geomed_mae.models.channels import ChannelCodes, describe, ordinals, wavelength_code
+from geomed_mae.models.spec import CODES
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -89,3 +90,12 @@ def test_pinned_channels_are_one_hot_and_others_keep_unit_length(bands):
     assert torch.allclose(other.norm(dim=-1), torch.ones(1))
     with pytest.raises(ConfigError, match=r"9 channels do not fit in 8 basis filters: raise basis"):
         codes.pin([Channel(name=f"b{n}") for n in range(9)])
+
+
+def test_the_features_of_a_channel_are_those_of_version_two():
+    """What weights were trained on: a change of these numbers needs another CODES in models/spec.py."""
+    assert CODES == 2
+    red = describe(Channel(name="red", kind="optical", wavelength_nm=665.0, bandwidth_nm=31.0))
+    assert len(red) == 140
+    expected = [0.8705, -0.5168, 1.0, 1.0, -0.4780]
+    assert [red[place] for place in (0, 1, 63, 129, 128)] == pytest.approx(expected, abs=1e-3)

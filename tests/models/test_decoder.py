@@ -25,7 +25,7 @@ def batch(space: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_fast_answers_for_each_patch_independently_of_what_else_is_asked(fast, bands, space):
     pixels, valid = batch(space)
     plan = plan_masks(torch.ones(2, 16 if len(space) == 2 else 8, dtype=torch.bool), Masking(), (0, 0))
-    one = MaskPlan(plan.visible, plan.hidden[:, :1])
+    one = MaskPlan(plan.visible, plan.asked[:, :1])
     floor = torch.full((3,), 0.05)
     whole = fast(pixels, valid, bands, None, plan, floor=floor).prediction.pixels[:, :1]
     alone = fast(pixels, valid, bands, None, one, floor=floor).prediction.pixels
@@ -35,7 +35,7 @@ def test_fast_answers_for_each_patch_independently_of_what_else_is_asked(fast, b
 def test_exact_lets_hidden_patches_see_one_another_as_published(mae, bands):
     pixels, valid = batch((32, 16))
     plan = plan_masks(torch.ones(2, 16, dtype=torch.bool), Masking(), (0, 0))
-    one = MaskPlan(plan.visible, plan.hidden[:, :1])
+    one = MaskPlan(plan.visible, plan.asked[:, :1])
     floor = torch.full((3,), 0.05)
     whole = mae(pixels, valid, bands, None, plan, floor=floor).prediction.pixels[:, :1]
     assert not torch.allclose(whole, mae(pixels, valid, bands, None, one, floor=floor).prediction.pixels, atol=1e-6)
@@ -46,7 +46,7 @@ def test_padding_of_visible_entries_changes_no_answer_of_fast(fast, bands):
     plan = plan_masks(torch.ones(2, 16, dtype=torch.bool), Masking(), (0, 0))
     padded = MaskPlan(
         torch.cat([plan.visible, torch.zeros(2, 2, dtype=torch.long)], dim=1),
-        plan.hidden,
+        plan.asked,
         visible_pad=torch.tensor([[False] * 4 + [True] * 2] * 2),
     )
     floor = torch.full((3,), 0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_what_stands_at_invalid_places_changes_no_bit_of_loss_or_gradient(bands,
     plan = plan_masks(
         valid_tokens(valid, mae.spec.patch(len(space))), Masking(ratio=0.5, channel_drop=0.3), (0, 0), channels=3
     )
-    assert plan.visible_pad is not None and plan.hidden_pad is not None
+    assert plan.visible_pad is not None and plan.asked_pad is not None
     results = []
     for values in (pixels, torch.where(valid, pixels, junk)):
         mae.zero_grad()
@@ -141,8 +142,8 @@ def test_the_loss_is_the_mean_over_valid_pixels_of_hidden_patches(bands):
     valid = torch.rand(2, 3, 16, 16) < 0.9
     plan = plan_masks(valid_tokens(valid, (8, 8)), Masking(ratio=0.5), (0, 0))
     out = mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
-    asked = select(patchify(valid, (8, 8)), plan.hidden)
-    error = out.prediction.pixels - select(patchify(pixels, (8, 8)), plan.hidden)
+    asked = select(patchify(valid, (8, 8)), plan.asked)
+    error = out.prediction.pixels - select(patchify(pixels, (8, 8)), plan.asked)
     assert out.parts["pixels"].item() == pytest.approx(error[asked].square().mean().item(), rel=1e-5)
     whole = out.parts["pixels"] + 2 * (out.parts["mean"] + out.parts["log_sigma"])
     assert out.loss.item() == pytest.approx(whole.item(), rel=1e-6)
@@ -180,8 +181,8 @@ def test_reconstruction_copies_what_was_visible_and_predicts_what_was_hidden(ban
     image = mae.reconstruct(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
     assert image.shape == pixels.shape and torch.isfinite(image).all()
     got, given = patchify(image, (8, 8)), patchify(torch.where(valid, pixels, 0.0), (8, 8))
-    asked = torch.zeros(2, 6, dtype=torch.bool).scatter_(1, plan.hidden, True)
-    assert plan.hidden_pad is None  # five or six valid patches, three of them hidden either way
+    asked = torch.zeros(2, 6, dtype=torch.bool).scatter_(1, plan.asked, True)
+    assert plan.asked_pad is None  # five or six valid patches, three of them hidden either way
     assert torch.equal(got[~asked], given[~asked])
     assert (got[asked] != given[asked]).all()
 
@@ -242,3 +243,21 @@ def rounding(model: torch.nn.Module, output: Callable[[], Any]) -> float:
         own = [p.grad for name, p in model.named_parameters() if any(kind in name for kind in kinds)]
         found.append(torch.cat([gradient.flatten() for gradient in own]))
     return float((found[1] - found[0]).norm() / found[0].norm())
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_hidden_channels_of_visible_patches_are_asked_for_and_the_shown_ones_are_not(spec, bands, mode):
+    """There the spectrum alone must answer: the target is the channels that the encoder did not see, and no others."""
+    mae = MaskedAutoencoder.from_spec(replace(spec, mode=mode))
+    pixels = torch.randn(4, 3, 16, 16)
+    valid = torch.ones_like(pixels, dtype=torch.bool)
+    plan = plan_masks(torch.ones(4, 8, dtype=torch.bool), Masking(ratio=0.5, channel_drop=0.5), (0, 1), channels=3)
+    target = mae.target(pixels, valid, plan, FLOOR.expand(3))
+    crossed = target.valid[:, -plan.crossed :].all(-1)  # b crossed c
+    assert plan.crossed == 4 and not plan.shown_channels.all()
+    assert torch.equal(crossed, ~plan.shown_channels[:, None].expand(-1, plan.crossed, -1))
+    assert target.valid[:, : -plan.crossed].all()
+    image = mae.reconstruct(pixels, valid, bands, None, plan, floor=FLOOR.expand(3))
+    patches, answer = (patchify(array, (8, 4)) for array in (pixels, image))
+    assert torch.equal(select(answer, plan.visible), select(patches, plan.visible)), "visible patches are copied"
+    assert torch.isfinite(mae(pixels, valid, bands, None, plan, floor=FLOOR.expand(3)).loss)

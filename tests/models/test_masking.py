@@ -34,19 +34,19 @@ def test_every_valid_patch_is_shown_or_asked_for_exactly_once_and_no_other(token
     ok[0] = True
     plan = plan_masks(ok, Masking(ratio=ratio), (0, step))
     for row in range(3):
-        shown, asked = plan.visible[row], plan.hidden[row]
+        shown, asked = plan.visible[row], plan.asked[row]
         if plan.visible_pad is not None:
             shown = shown[~plan.visible_pad[row]]
-        if plan.hidden_pad is not None:
-            asked = asked[~plan.hidden_pad[row]]
+        if plan.asked_pad is not None:
+            asked = asked[~plan.asked_pad[row]]
         assert sorted([*shown.tolist(), *asked.tolist()]) == ok[row].nonzero().flatten().tolist()
     assert plan.visible.shape[1] == max(1, int(tokens * (1 - ratio)))
-    assert plan.visible.shape[1] + plan.hidden.shape[1] == tokens
+    assert plan.visible.shape[1] + plan.asked.shape[1] == tokens
 
 
 def test_without_invalid_area_nothing_is_padded():
     plan = plan_masks(torch.ones(2, 16, dtype=torch.bool), Masking(ratio=0.75), (0, 0))
-    assert plan.visible_pad is None and plan.hidden_pad is None and plan.shown_channels is None
+    assert plan.visible_pad is None and plan.asked_pad is None and plan.shown_channels is None
     assert plan.visible.shape == (2, 4)
 
 
@@ -80,7 +80,7 @@ def test_a_crop_of_one_patch_is_refused():
 
 def test_a_plan_moves_as_a_whole():
     plan = plan_masks(torch.ones(2, 8, dtype=torch.bool), Masking(ratio=0.5, channel_drop=0.5), (0, 0), channels=2)
-    assert plan.to("meta").hidden.device.type == "meta" and plan.to("meta").shown_channels.device.type == "meta"
+    assert plan.to("meta").asked.device.type == "meta" and plan.to("meta").shown_channels.device.type == "meta"
 
 
 def test_a_range_of_ratios_is_drawn_per_step_from_few_values_and_reaches_both_ends():
@@ -100,9 +100,9 @@ def test_a_part_of_the_hidden_patches_is_asked_for_and_never_a_visible_or_invali
     ok = torch.from_numpy(np.random.default_rng(step).random((3, 64)) < 0.8)
     masking = Masking(ratio=0.75, predict_ratio=share, block=block)
     plan = plan_masks(ok, masking, (0, step), grid=(8, 8))
-    assert plan.hidden.shape[1] == max(1, int(64 * share))
+    assert plan.asked.shape[1] == max(1, int(64 * share))
     for row in range(3):
-        asked = plan.hidden[row] if plan.hidden_pad is None else plan.hidden[row][~plan.hidden_pad[row]]
+        asked = plan.asked[row] if plan.asked_pad is None else plan.asked[row][~plan.asked_pad[row]]
         seen = plan.visible[row] if plan.visible_pad is None else plan.visible[row][~plan.visible_pad[row]]
         assert len(asked) == max(1, int(int(ok[row].sum()) * share)) and len(set(asked.tolist())) == len(asked)
         assert not set(asked.tolist()) & set(seen.tolist()) and ok[row][asked].all()
@@ -111,7 +111,7 @@ def test_a_part_of_the_hidden_patches_is_asked_for_and_never_a_visible_or_invali
 def test_the_asked_part_is_spread_evenly_over_the_grid_with_blocks_too():
     masking = Masking(ratio=0.75, predict_ratio=0.25, block=2)
     plan = plan_masks(torch.ones(3000, 16, dtype=torch.bool), masking, (3, 0), grid=(4, 4))
-    counts = torch.bincount(plan.hidden.flatten(), minlength=16).float() / 3000
+    counts = torch.bincount(plan.asked.flatten(), minlength=16).float() / 3000
     assert (counts - 0.25).abs().max() < 0.04
 
 
@@ -174,3 +174,12 @@ def test_blocks_need_the_grid():
 )
 def test_a_recipe_says_how_masks_are_drawn(values, expected):
     assert Masking.from_config(ModelConfig(patch_2d=(4, 4), **values)) == expected
+
+
+def test_with_hidden_channels_visible_patches_are_asked_for_too_in_the_same_proportion():
+    ok = torch.ones(3, 16, dtype=torch.bool)
+    plan = plan_masks(ok, Masking(channel_drop=0.5), (0, 0), channels=4)
+    assert plan.crossed == 4 and torch.equal(plan.asked[:, 12:], plan.visible)
+    part = plan_masks(ok, Masking(channel_drop=0.5, predict_ratio=0.375), (0, 0), channels=4)
+    assert part.asked.shape == (3, 6 + 2) and part.crossed == 2
+    assert plan_masks(ok, Masking(), (0, 0), channels=4).crossed == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from geomed_mae.config import ModelConfig
@@ -21,6 +23,12 @@ def test_a_recipe_becomes_timms_sizes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"basis": 0}, "basis 0 is not positive"),
+        ({"decoder_depth": 0}, "decoder_depth 0 is not positive"),
+        ({"patch_2d": (0, 16)}, r"patch_2d \(0, 16\) is not positive"),
+        ({"reference_gsd_m": float("nan")}, "reference_gsd_m nan is not positive"),
+        ({"reference_spacing_mm": (0.0, 1.0, 1.0)}, "reference_spacing_mm .* is not positive"),
+        ({"stats_weight": float("inf")}, "stats_weight inf is not a number of 0 or more"),
         ({"mode": "quick"}, "mode 'quick' is none of exact, fast"),
         ({"patch_2d": None}, "a model needs a patch: set patch_2d, patch_3d or both"),
         ({"target": "pixels"}, "target 'pixels' is none of patch_channel, patch, none"),
@@ -44,3 +52,14 @@ def test_references_are_metres_for_rasters_and_mm_for_planes(bands, ct):
     assert spec.reference(bands, 2) == (10.0, 10.0)
     assert spec.reference(ct, 2) == (1.0, 1.5)
     assert spec.reference(ct, 3) == (4.0, 1.0, 1.5)
+
+
+@pytest.mark.parametrize("codes", [None, 1, 3])
+def test_weights_of_another_version_of_channel_codes_are_refused(spec, codes):
+    """Same shapes, other filters: nothing else would notice."""
+    data = json.loads(spec.to_json())
+    data["codes"] = codes
+    if codes is None:
+        del data["codes"]
+    with pytest.raises(ConfigError, match=f"version {codes or 1} of the channel codes, this geomed-mae has 2"):
+        ModelSpec.from_json(json.dumps(data))

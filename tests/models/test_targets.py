@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from geomed_mae.models.targets import masked_mean, patch_targets, undo
+from geomed_mae.models.spec import TARGETS
+from geomed_mae.models.targets import masked_mean, normalisation, patch_targets
 
 FLOOR = torch.tensor([[0.05, 0.1]])
 
@@ -48,16 +50,23 @@ def test_the_offset_between_bands_is_in_the_joint_target_but_not_in_ours():
     assert joint.abs().min() > 0.9 and ours.abs().max() < 1e-4
 
 
-def test_undo_is_the_inverse():
-    patches = torch.randn(2, 3, 2, 8) * 2 + 1
-    valid = torch.ones_like(patches, dtype=torch.bool)
-    for kind, floor in (("patch_channel", FLOOR), ("none", FLOOR)):
-        target = patch_targets(patches, valid, floor, kind)
-        assert torch.allclose(undo(target.pixels, target.mean, target.log_sigma, kind), patches, atol=1e-5)
-    target = patch_targets(patches, valid, FLOOR * 0.001, "patch")
-    # The joint variance is unbiased (n - 1), that of the channels is not: 16 pixels, a factor of sqrt(15 / 16).
-    restored = undo(target.pixels * (16 / 15) ** 0.5, target.mean, target.log_sigma, "patch")
-    assert torch.allclose(restored, patches, atol=1e-4)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_normalisation_is_undone_exactly_with_missing_pixels_channels_and_a_floor(kind):
+    patches, valid = torch.randn(2, 3, 4, 16) + 2, torch.rand(2, 3, 4, 16) < 0.7
+    valid[0, 0, 1] = False
+    patches = torch.where(valid, patches, 0.0)
+    target = patch_targets(patches, valid, torch.full((1, 4), 0.3), kind)
+    restored = target.pixels * target.scale + target.center
+    assert torch.allclose(restored[valid], patches[valid], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_statistics_tell_the_normalisation_of_whole_patches(kind):
+    patches, floor = torch.randn(2, 3, 4, 16) * 2 + 2, torch.full((1, 4), 0.3)
+    target = patch_targets(patches, torch.ones_like(patches, dtype=torch.bool), floor, kind)
+    center, scale = normalisation(target.mean, target.log_sigma, floor, kind)
+    assert torch.allclose(center, target.center, atol=1e-5)
+    assert torch.allclose(scale, target.scale, rtol=0.01), "but for the unbiased variance of the published target"
 
 
 def test_a_mean_over_nothing_is_zero_not_nan():

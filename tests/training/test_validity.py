@@ -82,14 +82,14 @@ def test_no_patch_without_enough_valid_area_is_planned_and_padding_may_point_any
     ready = either.prepare(batch, 2, either.masking)
     plan, usable = ready.plan, valid_tokens(batch.valid, either.mae.spec.patch(len(shape)))
     assert usable[:2].any(1).all() and not usable[0].all() and not usable[2].any()
-    for index, pad in ((plan.visible, plan.visible_pad), (plan.hidden, plan.hidden_pad)):
+    for index, pad in ((plan.visible, plan.visible_pad), (plan.asked, plan.asked_pad)):
         assert usable.gather(1, index)[~pad].all() and pad[1:].any(1).all()
     wanted = result(either, batch)
     best = usable.float().argmax(1, keepdim=True)  # a patch that would count if padding did
     elsewhere = replace(
         plan,
         visible=torch.where(plan.visible_pad, best, plan.visible),
-        hidden=torch.where(plan.hidden_pad, best, plan.hidden),
+        asked=torch.where(plan.asked_pad, best, plan.asked),
     )
     monkeypatch.setattr(either, "prepare", lambda *_: replace(ready, plan=elsewhere))
     for name, value in result(either, batch).items():

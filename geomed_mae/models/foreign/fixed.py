@@ -194,7 +194,10 @@ def start(mae: MaskedAutoencoder, vit: FixedViT, images: Sequence[Sequence[Chann
     if vit.decoder.positions is not None:
         mae.decoder.pos_embed.copy_(vit.decoder.positions)
     mae.decoder.heads.load_kernel(vit.channels, vit.decoder.weight, vit.decoder.bias, axes=axes, others=others)
-    log.info("the decoder starts from the one of model.init")
+    other = (
+        "" if vit.target == mae.spec.target else f", which was trained for target {vit.target}, not {mae.spec.target}"
+    )
+    log.info("the decoder starts from the one of model.init%s", other)
 
 
 def _others(known: Sequence[Channel], images: Sequence[Sequence[Channel]]) -> list[Sequence[Channel]]:

@@ -78,13 +78,13 @@ def read(folder: Path, config: dict[str, Any]) -> tuple[FixedViT, Contract]:
         layout = None
     grid, patch = _layout(folder, layout, size, patch)
 
-    tensors = _tensors(folder, model)
+    tensors, half = _tensors(folder, model)
     kernel = tensors["patch_embed.proj.weight"]
     kernel = kernel.reshape(len(kernel), len(contract.channels), *patch)
     table, cls_token = tensors["pos_embed"], tensors["cls_token"]
     if not model.no_embed_class:
         cls_token, table = cls_token + table[:, :1], table[:, 1:]
-    published = is_published_table(table, grid)
+    published = is_published_table(table, grid, half=half)
     if len(grid) == 3 and not published:
         raise ConfigError(f"'{folder}' has learned positions of volumes; only sines and cosines can be taken for them")
     vit = FixedViT(
@@ -230,8 +230,8 @@ def _layout(
     return slabs, layout.patch
 
 
-def _tensors(folder: Path, model: VisionTransformer) -> dict[str, Tensor]:
-    """Read the tensors that the model has, and no others."""
+def _tensors(folder: Path, model: VisionTransformer) -> tuple[dict[str, Tensor], bool]:
+    """Read the tensors that the model has, and no others; and whether positions are stored in 16 bits."""
     stored = StoredTensors(folder)
     wrapped = "timm_model."  # transformers' TimmWrapperModel saves the same under this prefix
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -244,7 +244,7 @@ def _tensors(folder: Path, model: VisionTransformer) -> dict[str, Tensor]:
     if left:
         log.info("'%s': %d tensors behind the patch tokens are left (%s ...)", folder, len(left), left[0])
     stored.finish()
-    return tensors
+    return tensors, any(stored.is_half(stem + "pos_embed") for stem in ("", wrapped))
 
 
 def _blocks(model: VisionTransformer, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
