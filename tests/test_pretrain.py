@@ -208,7 +208,8 @@ def test_a_hugging_face_model_can_be_the_start_of_a_run_on_other_bands(archive, 
 
     original = MaskedObjective.loss
     monkeypatch.setattr(MaskedObjective, "loss", note)
-    result = pretrain(recipe(model__init=str(tmp_path / "hf"), train__steps=1), [archive], tmp_path / "run")
+    start = recipe(model__init=str(tmp_path / "hf"), model__mode="exact", train__steps=1)
+    result = pretrain(start, [archive], tmp_path / "run")
     assert torch.equal(started["encoder.norm.weight"], theirs.vit.layernorm.weight)
     assert torch.equal(started["decoder.embed.weight"], theirs.decoder.decoder_embed.weight)
     assert np.isfinite(result["loss_last"])

@@ -165,11 +165,12 @@ def test_blocks_need_the_grid():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, Masking()),
-        ({"mask_ratio": [0.5, 0.9], "mask_block": 2}, Masking(ratio=(0.5, 0.9), block=2)),
-        ({"mode": "fast"}, Masking(predict_ratio=0.25)),
+        ({}, Masking(predict_ratio=0.5)),
+        ({"mode": "exact"}, Masking()),
+        ({"mode": "exact", "mask_ratio": [0.5, 0.9], "mask_block": 2}, Masking(ratio=(0.5, 0.9), block=2)),
+        ({"mask_ratio": [0.4, 0.9]}, Masking(ratio=(0.4, 0.9), predict_ratio=0.4)),
         ({"mode": "fast", "mask_ratio": 0.2}, Masking(ratio=0.2, predict_ratio=0.2)),
-        ({"mode": "fast", "predict_ratio": 0.5, "channel_drop": 0.3}, Masking(predict_ratio=0.5, channel_drop=0.3)),
+        ({"predict_ratio": 0.25, "channel_drop": 0.3}, Masking(predict_ratio=0.25, channel_drop=0.3)),
     ],
 )
 def test_a_recipe_says_how_masks_are_drawn(values, expected):

@@ -210,7 +210,7 @@ def why_no_decoder(spec: ModelSpec, decoder: FixedDecoder | None) -> str:
     if decoder is None:
         return "model.init has none that could be taken over"
     if spec.mode != "exact":
-        return f"model.mode is {spec.mode}, the one of model.init is of mode exact"
+        return f"model.mode is {spec.mode}; with model.mode=exact the one of model.init is taken"
     own = spec.decoder_dim, spec.decoder_depth, spec.decoder_heads
     if own == decoder.shape:
         return ""
