@@ -270,6 +270,42 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+SUMMARY = (("hippocampus", "probe"), ("hippocampus", "few"), ("fires", "probe"), ("fires", "few"), ("xray", "few"))
+"""Columns of the short table; the full probe of xray is near 1 for every row."""
+
+
+def summary(lines: Iterable[dict[str, Any]], readout: str) -> str:
+    """Return a short table of one read-out: scores of base and floors, and differences of the others to the base."""
+    own: dict[str, dict[tuple[str, int], Any]] = {task: {} for task in TASKS}
+    for line in lines:
+        own[line["task"]][line["variant"], line["seed"]] = line
+    rows = [["", *(f"{task} {kind}" for task, kind in SUMMARY)]]
+    for name in NAMES:
+        cells = [_short(own[task], name, readout, kind, HELD_OUT[task]) for task, kind in SUMMARY]
+        rows += [[name, *cells]] if any(cells) else []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _short(own: dict[tuple[str, int], Any], name: str, readout: str, kind: str, held_out: float) -> str:
+    value, base = (
+        {
+            seed: line["scores"][readout][kind]
+            for (key, seed), line in own.items()
+            if key == one and readout in line["scores"]
+        }
+        for one in (name, BASE)
+    )
+    if not value:
+        return ""
+    if name == BASE or name.startswith("floor"):
+        return f"{fmean(value.values()):.3f}"
+    mean, reach = interval([value[seed] - base[seed] for seed in value if seed in base], held_out)
+    return f"{mean:+.3f} ± {reach:.3f}{'*' if abs(mean) > reach else ''}"
+
+
 def _row(own: dict[tuple[str, int], Any], name: str, held_out: float) -> str:
     seeds = sorted(seed for variant, seed in own if variant == name)
     cells = [name, str(len(seeds))]
@@ -317,7 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "run":
         run(options)
     else:
-        print(table(line for line in read_lines(options.results) if line["steps_scale"] == options.steps_scale))
+        lines = [line for line in read_lines(options.results) if line["steps_scale"] == options.steps_scale]
+        print(table(lines), *(f"{readout}\n\n{summary(lines, readout)}\n" for readout in SHOWN), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ cross-attention decoder that is asked for a quarter and half of all patches: ano
 decoders of the same width and 8 blocks. More channels are compared with the peer's model of that many channels.
 
 Ratios are medians over rounds of published / ours in CPU time (wall time on a GPU) and in wall time, with their
-quartiles: steps of all variants take turns, because a machine's speed drifts. `gemm_share` is the share of the matrix
-products' rate, measured in the same run, that the FLOPs of the formula in `flops` make up.
+quartiles: steps of all variants take turns, because a machine's speed drifts. `cost_of_channels` is the time of a step
+over that of the same variant with the fewest channels. `gemm_share` is the share of the matrix products' rate, measured
+in the same run, that the FLOPs of the formula in `flops` make up.
 
 {RESULTS}
 """
@@ -183,16 +184,17 @@ def timed(work: Callable[[], Any], *, cuda: bool) -> tuple[float, float]:
     return (wall if cuda else time.process_time() - start_cpu), wall
 
 
-def measure(options: argparse.Namespace, channels: int) -> dict[str, Any]:
-    """Time all variants in turn on one shape."""
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time all variants at all numbers of channels in turn; one entry a number of channels."""
     cuda = options.device != "cpu"
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    pixels = torch.randn(options.batch, channels, *options.crop, device=options.device)
-    steps: dict[str, Step] = {}
-    if len(options.crop) == 2 and options.crop[0] == options.crop[1]:
-        steps["published"] = Published(options.size, pixels, compiled=options.compile)
-    for name in options.variants:
-        steps[name] = Ours(name, options.size, pixels, compiled=options.compile)
+    steps: dict[tuple[int, str], Step] = {}
+    for channels in options.channels:
+        pixels = torch.randn(options.batch, channels, *options.crop, device=options.device)
+        if len(options.crop) == 2 and options.crop[0] == options.crop[1]:
+            steps[channels, "published"] = Published(options.size, pixels, compiled=options.compile)
+        for name in options.variants:
+            steps[channels, name] = Ours(name, options.size, pixels, compiled=options.compile)
 
     def once(step: Step) -> tuple[float, float]:
         def work() -> None:
@@ -205,26 +207,39 @@ def measure(options: argparse.Namespace, channels: int) -> dict[str, Any]:
     for step in steps.values():
         for _ in range(2):
             once(step)
-    rounds = [{name: once(step) for name, step in steps.items()} for _ in range(options.rounds)]
+    rounds = [{key: once(step) for key, step in steps.items()} for _ in range(options.rounds)]
     rate = gemm_rate(dtype, options.device)
-    return {"channels": channels, **{name: _line(name, step, rounds, rate) for name, step in steps.items()}}
+    lines: list[dict[str, Any]] = [{"channels": channels} for channels in options.channels]
+    for key, step in steps.items():
+        lines[options.channels.index(key[0])][key[1]] = _line(key, step, rounds, rate)
+    return lines
 
 
-def _line(name: str, step: Step, rounds: Sequence[dict[str, tuple[float, float]]], rate: Sequence[float]) -> Any:
-    own = [entry[name] for entry in rounds]
-    images = len(step.pixels)
-    line = {
-        "images_per_second": round(images / median(wall for _, wall in own), 2),
+Rounds = Sequence[dict[tuple[int, str], tuple[float, float]]]
+
+
+def _line(key: tuple[int, str], step: Step, rounds: Rounds, rate: Sequence[float]) -> dict[str, Any]:
+    own = [entry[key] for entry in rounds]
+    line: dict[str, Any] = {
+        "images_per_second": round(len(step.pixels) / median(wall for _, wall in own), 2),
         "cpu_seconds": round(median(cpu for cpu, _ in own), 3),
     }
     if step.flops:
         line["gemm_share"] = round(step.flops / median(cpu for cpu, _ in own) / rate[0], 2)
-    if "published" in rounds[0] and name != "published":
-        for kind, label in ((0, "cpu"), (1, "wall")):
-            ratios = [entry["published"][kind] / entry[name][kind] for entry in rounds]
-            low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
-            line[f"speedup_{label}"] = [round(value, 3) for value in (median(ratios), low, high)]
+    channels, name = key
+    peer, fewest = (channels, "published"), (min(other for other, _ in rounds[0]), name)
+    if peer in rounds[0] and name != "published":
+        line["speedup_cpu"], line["speedup_wall"] = (_ratio(rounds, peer, key, kind) for kind in (0, 1))
+    if fewest != key:
+        line["cost_of_channels"] = _ratio(rounds, key, fewest, 0)
     return line
+
+
+def _ratio(rounds: Rounds, above: tuple[int, str], below: tuple[int, str], kind: int) -> list[float]:
+    """Return median and quartiles of paired ratios; `kind` 0 is CPU time, 1 wall time."""
+    ratios = [entry[above][kind] / entry[below][kind] for entry in rounds]
+    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
+    return [round(value, 3) for value in (median(ratios), low, high)]
 
 
 def curve(options: argparse.Namespace) -> dict[str, Any]:
@@ -273,7 +288,7 @@ def main() -> None:
     if options.curve:
         result["curve"] = curve(options)
     else:
-        result["shapes"] = [measure(options, channels) for channels in options.channels]
+        result["shapes"] = measure(options)
     print(json.dumps(result, indent=2))
 
 

@@ -38,8 +38,9 @@ def test_the_formula_of_flops_is_torchs_count(step, variant, space, monkeypatch)
 
 
 def test_a_shape_gives_speed_ratios_and_the_share_of_the_matrix_products(step):
-    line = step.measure(options(), 3)
-    assert line["channels"] == 3 and line["published"]["images_per_second"] > 0
+    line, more = step.measure(options(channels=[3, 5]))
+    assert (line["channels"], more["channels"]) == (3, 5) and more["exact"]["cost_of_channels"][0] > 0
+    assert line["published"]["images_per_second"] > 0
     for variant in ("exact", "fast_25"):
         middle, low, high = line[variant]["speedup_cpu"]
         assert 0 < low <= middle <= high
@@ -47,7 +48,7 @@ def test_a_shape_gives_speed_ratios_and_the_share_of_the_matrix_products(step):
 
 
 def test_volumes_have_no_peer(step):
-    line = step.measure(options(crop=[16, 32, 32], variants=["default"]), 1)
+    (line,) = step.measure(options(crop=[16, 32, 32], variants=["default"], channels=[1]))
     assert "published" not in line and "speedup_cpu" not in line["default"]
 
 

@@ -1,10 +1,11 @@
 """The masked autoencoder (He et al., arXiv 2111.06377) for images with any channels, in 2D or 3D.
 
 An encoder sees the visible patches, a light decoder sees its output and mask tokens, and the loss compares the
-decoder's pixels of the hidden patches with the image's. Three things differ from the paper, each with a switch back:
+decoder's pixels of the hidden patches with the image's. Four things differ from the paper, each with a switch back:
 channels enter and leave through codes of their physics (`patch_embed`), targets are normalised per patch and channel
-over valid pixels (`targets`), and a statistics head predicts what that normalisation removes. With `target="patch"`,
-`stats_weight=0` and three channels, loss and gradients are the published ones (tests/models/test_mae.py).
+over valid pixels (`targets`), a statistics head predicts what that normalisation removes, and the decoder may be one
+of cross-attention (`decoder`). With `mode="exact"`, `target="patch"`, `stats_weight=0` and three channels, loss and
+gradients are the published ones (tests/models/test_mae.py).
 
 Shapes: b batch, c channel, n patch of the grid, v visible, h asked for, p pixel of a patch, d width.
 """
