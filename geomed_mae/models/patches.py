@@ -57,11 +57,12 @@ def select(items: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b k"]) -> Sha
     """Pick `index` along the second axis, per sample; a batch of one serves every sample."""
     if items.shape[0] == 1:
         return items[0][index]
-    view = index.reshape(*index.shape, *(1,) * (items.ndim - 2))
-    return items.gather(1, view.expand(*index.shape, *items.shape[2:]))
+    batch, tokens, *rest = items.shape
+    rows = index + tokens * torch.arange(batch, device=index.device)[:, None]
+    return items.reshape(batch * tokens, *rest)[rows]
 
 
-def clean(pixels: Float[Tensor, "b c *space"], valid: Bool[Tensor, "#b #c *space"]) -> Float[Tensor, "b c *space"]:
+def clean(pixels: Float[Tensor, "*shape"], valid: Bool[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
     """Return pixels with exactly 0 where invalid, whatever (NaN, Inf, 1e30) stood there.
 
     A selection, never a product: 0 * NaN is NaN.

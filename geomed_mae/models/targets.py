@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from geomed_mae.models.patches import clean
+
 PUBLISHED_EPS = 1e-6
 """Added to the variance of the `patch` target, as in MAE's released code."""
 
@@ -58,14 +60,15 @@ def patch_targets(
     """
     count = valid.sum(-1)
     mean = patches.sum(-1) / count.clamp(min=1)
-    centred = torch.where(valid, patches - mean[..., None], torch.zeros_like(patches))
-    variance = centred.square().sum(-1) / count.clamp(min=1)
+    centred = clean(patches - mean[..., None], valid)
+    variance = torch.linalg.vector_norm(centred, dim=-1).square() / count.clamp(min=1)
     log_sigma = 0.5 * (variance + floor[:, None].square()).clamp(min=PUBLISHED_EPS).log()
     if kind == "patch":
         center, scale = _joint(patches, valid)
     else:
         center, scale = normalisation(mean, log_sigma, floor, kind)
-    return Target((patches - center) / scale, valid, mean, log_sigma, count > 0, center, scale)
+    pixels = centred / scale if kind == "patch_channel" else (patches - center) / scale
+    return Target(pixels, valid, mean, log_sigma, count > 0, center, scale)
 
 
 def _joint(
@@ -74,7 +77,7 @@ def _joint(
     """Return mean and standard deviation of each patch over all its channels, as published."""
     count = valid.sum((-2, -1), keepdim=True)
     mean = patches.sum((-2, -1), keepdim=True) / count.clamp(min=1)
-    centred = torch.where(valid, patches - mean, torch.zeros_like(patches))
+    centred = clean(patches - mean, valid)
     variance = centred.square().sum((-2, -1), keepdim=True) / (count - 1).clamp(min=1)
     return mean, (variance + PUBLISHED_EPS).sqrt()
 
@@ -98,4 +101,4 @@ def normalisation(
 
 def masked_mean(values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Return the mean of the counted values, 0 when there are none."""
-    return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)
+    return clean(values, counted).sum() / counted.sum().clamp(min=1)
