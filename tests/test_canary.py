@@ -129,12 +129,20 @@ def run(*words: object) -> bytes:
     return done.stdout + done.stderr
 
 
+NUMBERS = " (numbers)"
+"""Marks the part of a file that is millions of random bytes: four of them spell an age by chance, eight do not."""
+
+
 def public_bytes(folder: Path) -> dict[str, bytes]:
     """Return every public file below a folder, tables as text, and the names of all files."""
     found = {"names": "\n".join(str(path.relative_to(folder)) for path in folder.rglob("*")).encode()}
     for path in folder.rglob("*"):
         if path.is_file() and not path.name.startswith(PRIVATE):
             found[path.name] = path.read_bytes()
+            if path.suffix == ".safetensors":
+                header = 8 + int.from_bytes(found[path.name][:8], "little")
+                found[f"{path.name}{NUMBERS}"] = found[path.name][header:]
+                found[path.name] = found[path.name][:header]
             if path.suffix == ".parquet":
                 found[path.name] += str(pq.read_table(path).to_pylist()).encode()
     return found
@@ -186,7 +194,12 @@ def test_no_identifier_reaches_a_public_output(archive, tmp_path):
     said["embed"] = run("embed", tmp_path / "run", "--archive", tmp_path / "index", "--out", tmp_path / "vectors")
     for folder in ("index", "run", "vectors"):
         said |= {f"{folder}/{name}": content for name, content in public_bytes(tmp_path / folder).items()}
-    found = {name: hits for name, content in said.items() if (hits := leaks(content, tokens))}
+    long = {one for one in tokens if len(one) >= 8}
+    found = {
+        name: hits
+        for name, content in said.items()
+        if (hits := leaks(content, long if name.endswith(NUMBERS) else tokens))
+    }
     assert not found
 
 
