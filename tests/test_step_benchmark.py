@@ -57,4 +57,4 @@ def test_volumes_have_no_peer(step):
 def test_200_compiled_steps_follow_the_eager_losses_within_one_percent(step, variant):
     found = step.curve(options(batch=4, curve=200, crop=[64, 64], variants=[variant]))
     assert found["largest_relative_difference"] < 0.01
-    assert found["last_loss"] < 0.8 * found["first_loss"]
+    assert found["last_loss"] < 0.9 * found["first_loss"], "a curve that falls, so that there is something to follow"
