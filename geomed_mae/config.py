@@ -69,10 +69,19 @@ class DataConfig(Section):
     """Neighbouring crops of one batch that are cut from the same decoded blocks: faster on large compressed scenes, at
     the price of batches with fewer places in them. 1 draws every crop by itself; None is a quarter of the batch, at
     most 16."""
+    shuffle_steps: int = science(8, ge=1)
+    """Steps whose crops are read together and dealt out among them, so that crops of one read reach several batches; 1
+    keeps them in one."""
     workers: int = speed(0, ge=0)
     """Loader processes; 0 loads in the main process. The samples are the same for any number."""
     cache_mb: int = speed(2048, ge=0)
     """Decoded images kept in memory per loader process, in MiB; one larger than an eighth of it is read by window."""
+    cache: Literal["auto", "always", "off"] = speed("auto")
+    """Keep decoded images on disk: auto those that decode slowly, always all, off none."""
+    cache_dir: str | None = speed(None)
+    """Folder of that cache, which several runs may share; None is `cache` in the run."""
+    cache_gb: float = speed(20.0, gt=0)
+    """Most that the cache takes, in GiB; what no longer fits is decoded each time."""
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> DataConfig:
@@ -158,6 +167,8 @@ class TrainConfig(Section):
     than it began with goes on from its checkpoint along the longer schedule."""
     batch_size: int = science(32, ge=1)
     """Samples per step."""
+    accumulate: int = run(1, ge=1)
+    """Parts in which a step's samples pass through the model, for less memory; a divisor of batch_size."""
     optimizer: Literal["muon", "adamw"] = science("muon")
     """muon: torch.optim.Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for everything."""
     lr: float = science(1e-3, gt=0)
@@ -178,12 +189,28 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step always writes one."""
     keep: int = run(2, ge=1)
     """Checkpoints kept; older ones are deleted."""
+    keep_every: int | None = run(None, ge=1)
+    """Checkpoints of steps that are multiples of this are never deleted; a multiple of checkpoint_every."""
     log_every: int = run(10, ge=1)
     """Steps between lines of metrics.jsonl."""
     precision: Literal["auto", "fp32", "bf16"] = science("auto")
     """auto: bf16 autocast on CUDA devices that have it, fp32 elsewhere."""
     device: str = run("auto")
     """auto: cuda when there is one, else cpu."""
+    compile: bool = run(False)
+    """Run the model through torch.compile; losses differ by rounding."""
+    ema: float | None = science(None, gt=0.0, lt=1.0)
+    """Decay of an exponential moving average of the weights, which then becomes the encoder; None keeps none."""
+    sharding: Literal["replicated", "fsdp"] = run("replicated")
+    """With several processes (torchrun): every one holds the model, or each a part of it (FSDP2)."""
+    timeout_s: int = run(600, ge=10)
+    """Seconds after which processes give up waiting for one another."""
+    panels_every: int | None = run(None, ge=1)
+    """Steps between live pictures of reconstructions; None draws them at the end alone."""
+    probe_every: int | None = run(None, ge=1)
+    """With --labels: steps between probes of the features; None probes at the end alone."""
+    mlflow: str | None = run(None)
+    """Name of an MLflow experiment that metrics are sent to as well (pip install mlflow); None sends nothing."""
 
 
 class HeadConfig(Section):
