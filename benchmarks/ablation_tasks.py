@@ -35,9 +35,9 @@ from geomed_mae.image import Channel, Image, PlaneGeometry
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import contract_entries, normalise, scaling
 from geomed_mae.models.vit import Encoder
-from geomed_mae.probe import MIN_LABELLED, patch_means
 from geomed_mae.readers import IGNORE, read_images, read_labels
 from geomed_mae.training.metrics import mean_known, r_squared
+from geomed_mae.training.probing import MIN_LABELLED, patch_means
 
 OTHER_BANDS = (
     *("CANAL_20240530", "CODY_20240608", "DOVE_20241019", "GROVE_2_20240724", "HURST_20250107", "LIDIA_20250108"),

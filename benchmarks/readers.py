@@ -112,7 +112,7 @@ def ours(steps: Steps, batches: int) -> Callable[[], None]:
 
     def make() -> None:
         for _ in range(batches):
-            _ = steps[next(numbers)]
+            _ = steps[next(numbers)].physical()
 
     return make
 
@@ -161,6 +161,7 @@ def raster_figures(folder: Path, options: argparse.Namespace) -> dict:
         path = write(folder / "scene.tif", array, layout)
         index = open_archive([path], [MODALITY])
         config = {"modality": (MODALITY,), "crop_2d": (options.crop, options.crop), "cache_mb": 0}
+        config["shuffle_steps"] = BATCHES  # a round is a whole window: its first batch pays for all
         # A seed each: contestants that read the same places would find each other's blocks in GDAL's cache.
         made = [
             Steps(index, DataConfig(crops_per_read=asked, **config), seed=options.seed + n, batch_size=options.batch)

@@ -30,11 +30,12 @@ from geomed_mae.scan import scan
 
 if TYPE_CHECKING:
     from geomed_mae.archives.index import Index
-    from geomed_mae.config import Recipe, load_recipe
+    from geomed_mae.config import Recipe
     from geomed_mae.image import Channel, Image
     from geomed_mae.modalities import Modality, load_modality
     from geomed_mae.models.encoder_folder import load_encoder
     from geomed_mae.readers import read_images
+    from geomed_mae.recipe_file import load_recipe
 
 __version__ = "0.1.0"
 
@@ -61,7 +62,7 @@ _HOMES = {
     "Recipe": "config",
     "load_encoder": "models.encoder_folder",
     "load_modality": "modalities",
-    "load_recipe": "config",
+    "load_recipe": "recipe_file",
     "read_images": "readers",
 }
 

@@ -210,17 +210,23 @@ def inspect(path: Path, modality: str, picture: Path | None, as_json: bool, **wh
 @command("geomed-mae pretrain pretrain_landsat7_tiny --archive scenes/ --out runs/a --set train.steps=50")
 @click.argument("recipe", type=ANY_PATH)
 @archive_option
+@click.option("--labels", type=EXISTING, help="Labels to probe features with meanwhile; they never influence training.")
 @click.option("--out", type=ANY_PATH, required=True, help="Folder for the run.")
 @set_option
 @resume_option
 @overwrite_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done and needed; write nothing.")
-def pretrain(recipe: Path, archives: Sequence[Path], out: Path, overrides: Sequence[str], **how: bool) -> None:
+def pretrain(recipe: Path, archives: Sequence[Path], out: Path, overrides: Sequence[str], **how: Any) -> None:
     """Pretrain a masked autoencoder on an archive."""
-    from geomed_mae.config import load_recipe
     from geomed_mae.pretrain import pretrain as verb
+    from geomed_mae.recipe_file import load_recipe
 
-    _print(verb(load_recipe(recipe, list(overrides)), archives, out, progress=_progress, **how))
+    if result := verb(load_recipe(recipe, list(overrides)), archives, out, progress=_progress, **how):
+        if how["dry_run"]:
+            from geomed_mae.training.plan_text import plan_as_text
+
+            click.echo(plan_as_text(result), err=True)
+        _print(result)  # one of several processes has it
 
 
 @command("geomed-mae finetune finetune_landsat7_water --archive scenes/ --labels masks/ --encoder runs/a --out runs/b")
@@ -236,8 +242,8 @@ def finetune(
     recipe: Path, archives: Sequence[Path], labels: Path, encoder: str, out: Path, overrides: Sequence[str], **how: bool
 ) -> None:
     """Train a segmentation head, and the encoder under it, from labels."""
-    from geomed_mae.config import load_recipe
     from geomed_mae.finetune import finetune as verb
+    from geomed_mae.recipe_file import load_recipe
 
     _print(verb(load_recipe(recipe, list(overrides)), archives, labels, encoder, out, **how))
 

@@ -2,24 +2,14 @@
 
 A recipe binds archive, model, training and (downstream) labels and head. Its keys are grouped by consequence, and each
 field says its group: `science` changes the result, `run` changes how long and how often, `speed` must not change
-results. `extends: other.yaml` starts from another recipe (relative to the file); `--set train.steps=50` overrides.
-An unknown key is an error that names the nearest known one.
+results. Files of them are read and written by `recipe_file`.
 """
 
 from __future__ import annotations
 
-import io
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
-
-from geomed_mae.errors import ConfigError, suggest
-from geomed_mae.safe_yaml import read_yaml
-
-MAX_EXTENDS = 8
-"""Longer chains of `extends` are taken for a loop."""
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 def science(default: Any = ..., **kwargs: Any) -> Any:
@@ -212,6 +202,17 @@ class TrainConfig(Section):
     mlflow: str | None = run(None)
     """Name of an MLflow experiment that metrics are sent to as well (pip install mlflow); None sends nothing."""
 
+    @model_validator(mode="after")
+    def _counts_fit(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} is no divisor of batch_size {self.batch_size}")
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}, so that its "
+                "checkpoints would never be written"
+            )
+        return self
+
 
 class HeadConfig(Section):
     """The downstream head."""
@@ -290,116 +291,3 @@ class Recipe(Section):
             if crop and any(c % p for c, p in zip(crop, patch, strict=True)):
                 raise ValueError(f"data.crop_{name} {list(crop)} is not a multiple of model.patch_{name} {list(patch)}")
         return self
-
-
-def recipes_folder() -> Path:
-    """Return the folder of recipes: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    return next((path for path in (package.parent / "recipes", package / "recipes") if path.is_dir()), package)
-
-
-def _find(path: Path) -> Path:
-    """Return `path`, or the packaged recipe of that name ("pretrain_ct_tiny")."""
-    if path.is_file():
-        return path
-    packaged = recipes_folder() / (path.name if path.suffix else f"{path.name}.yaml")
-    if packaged.is_file() and len(path.parts) == 1:
-        return packaged
-    known = [entry.stem for entry in recipes_folder().glob("*.yaml")]
-    raise ConfigError(f"there is no recipe '{path}'; {suggest(path.stem, known)}")
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in ("values", "weights")
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _read(path: Path, depth: int = 0) -> dict[str, Any]:
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path.name} is not a recipe: it holds no mapping of sections")
-    parent = data.pop("extends", None)
-    if parent is None:
-        return data
-    if depth >= MAX_EXTENDS:
-        raise ConfigError(f"{path.name}: more than {MAX_EXTENDS} recipes extend one another; is there a loop?")
-    return _merge(_read(path.parent / str(parent), depth + 1), data)
-
-
-def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """Apply one `--set section.key=value`; the value is read as YAML."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    key, equals, text = assignment.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set takes section.key=value, for example train.steps=50, not '{assignment}'")
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ConfigError(f"--set {key}: '{text}' is not a value: {' '.join(str(error).split())[:200]}") from error
-    for part in reversed(parts):
-        value = {part: value}
-    return _merge(data, value)
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Return the field names of the section that holds the last part of `location`."""
-    model: Any = Recipe
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    first = error.errors()[0]
-    location = first["loc"]
-    key = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        return f"{origin}: unknown key '{key}'; {suggest(str(location[-1]), _known_keys(location))}"
-    message = first["msg"].removeprefix("Value error, ")
-    found = "" if not location or isinstance(first["input"], dict) else f" (found {first['input']!r})"
-    return f"{origin}: {key + ': ' if key else ''}{message}{found}"
-
-
-def build_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Check plain values as a recipe; `origin` is the name that error messages carry.
-
-    Raises:
-        ConfigError: with the key, what was found and what is allowed.
-    """
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
-
-
-def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """Read a recipe file (or the packaged recipe of that name), apply overrides, and check it.
-
-    Raises:
-        ConfigError: with the file, the key, what was found and what is allowed.
-    """
-    found = _find(Path(os.fspath(path)))
-    data = _read(found)
-    for assignment in overrides:
-        data = _override(data, assignment)
-    return build_recipe(data, found.name)
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML that `load_recipe` reads back to an equal value."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = None
-    yaml.sort_base_mapping_type_on_output = False
-    out = io.StringIO()
-    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), out)
-    return out.getvalue()

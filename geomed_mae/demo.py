@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from geomed_mae.archives.build import Progress
-from geomed_mae.config import load_recipe
 from geomed_mae.embed import embed
 from geomed_mae.errors import ConfigError, IntegrityError, MissingExtraError
 from geomed_mae.export import export
@@ -30,7 +29,9 @@ from geomed_mae.pretrain import pretrain
 from geomed_mae.readers import read_images, read_labels
 from geomed_mae.readers.geotiff.grid import native_grid
 from geomed_mae.readers.geotiff.open import opened
-from geomed_mae.report import Figure, Section, picture, run_section, write_page
+from geomed_mae.recipe_file import load_recipe
+from geomed_mae.reporting.page import Figure, Section, picture, write_page
+from geomed_mae.reporting.section import run_section
 from geomed_mae.scan import scan
 from geomed_mae.writers import cog
 

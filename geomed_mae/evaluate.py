@@ -11,9 +11,9 @@ from typing import Any
 from geomed_mae.archives.build import Progress, keep_apart, open_archive
 from geomed_mae.archives.label_values import label_query, target_of
 from geomed_mae.archives.labels import match_labels
-from geomed_mae.config import load_recipe
 from geomed_mae.heads.task_model import load_task_model
 from geomed_mae.heads.windows import whole_class_map
+from geomed_mae.recipe_file import load_recipe
 from geomed_mae.training.loop import pick_device
 from geomed_mae.training.metrics import Scores
 from geomed_mae.training.run import RECIPE, write_json

@@ -8,6 +8,7 @@ scene can be filled in, and no more. Validation happens once, at the end, over w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,11 +38,13 @@ from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 from geomed_mae.readers import IGNORE
 from geomed_mae.samples.buckets import Bucket
-from geomed_mae.samples.labelled import LabelledBatch, LabelledSteps, statistics_of
+from geomed_mae.samples.filling import statistics_of
+from geomed_mae.samples.labelled import LabelledBatch, LabelledSteps
 from geomed_mae.samples.loader import load_steps
+from geomed_mae.training.distributed import Ranks
+from geomed_mae.training.learner import Learner
 from geomed_mae.training.loop import fit, pick_device
 from geomed_mae.training.metrics import Scores
-from geomed_mae.training.optim import build_optimizers
 from geomed_mae.training.run import RunFolder, describe_environment
 
 SCRATCH = "none"
@@ -86,6 +89,8 @@ def finetune(
         as the archive, the run folder and the loop raise.
     """
     _check_head(recipe)
+    if not Ranks.from_environment().alone:
+        raise ConfigError("finetune runs in one process; start it without torchrun")
     keep_apart(out, archive_paths)
     index = open_archive(archive_paths, recipe.data.modality, part=recipe.data.split)
     index = of_modalities(index, recipe.data.modality)
@@ -103,16 +108,15 @@ def finetune(
     ) as run:
 
         def batches(first: int) -> Iterator[LabelledBatch]:
-            pinned = device.type == "cuda"
-            return load_steps(steps, first, recipe.train.steps, workers=recipe.data.workers, pin_memory=pinned)
+            return load_steps(steps, first, recipe.train.steps, workers=recipe.data.workers)
 
         def step(batch: LabelledBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
             images = batch.images
             return model.head.loss(model(images.raw, images.valid, images.spacing, images.statistics), batch.target)
 
+        learner = Learner(model, recipe.train)
         done = fit(
-            model,
-            build_optimizers(model, recipe.train),
+            learner,
             batches,
             step,
             recipe.train,
@@ -120,7 +124,8 @@ def finetune(
             record=run.record,
             resumed=run.resumed,
         )
-        save_task_model(run.path, model, TrainedOn.of(index, [row for row, _ in split.train], new_salt()))
+        best = learner.best(lambda: copy.deepcopy(model))
+        save_task_model(run.path, best, TrainedOn.of(index, [row for row, _ in split.train], new_salt()))
         summary = run.finish(
             {
                 "verb": "finetune",
@@ -134,7 +139,7 @@ def finetune(
                 "frozen": recipe.head.frozen,
                 "labels": matching.counts(),
                 "split": {"unit": split.unit, "train": len(split.train), "validation": len(split.validation)},
-                "validation": validate(model, index, split.validation) if split.validation else None,
+                "validation": validate(best, index, split.validation) if split.validation else None,
             }
         )
     return {"run": str(out), "model": str(Path(out) / FOLDER), **summary}

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from geomed_mae.archives.build import keep_apart, open_archive
-from geomed_mae.config import load_recipe
 from geomed_mae.errors import ConfigError
+from geomed_mae.recipe_file import load_recipe
 from geomed_mae.samples.loader import Steps
 from geomed_mae.training.checkpoint import newest_valid
 from geomed_mae.training.objective import restore_objective
 from geomed_mae.training.panels import CANDIDATES, draw_reconstructions
+from geomed_mae.training.pictures import sides
 from geomed_mae.training.run import RECIPE, is_run
 
 
@@ -51,6 +52,7 @@ def reconstruct(run: str | Path, archive_paths: Sequence[str | Path], out_png: s
     for number, bucket in enumerate(steps.buckets, start=1):
         path = out if number == 1 else out.with_name(f"{out.stem}-{number}{out.suffix or '.png'}")
         batch = steps.examples(bucket, CANDIDATES)
-        errors[path.name] = draw_reconstructions(objective, batch, path)
+        turned = sides({key: index.outline(key).geometry for key in batch.keys})
+        errors[path.name] = draw_reconstructions(objective, batch, path, sides=turned)
         files.append(str(path))
     return {"panels": files, "step": checkpoint.step, "error": errors}

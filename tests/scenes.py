@@ -12,13 +12,13 @@ import torch
 from rasterio.transform import Affine
 
 from geomed_mae.archives.build import open_archive
-from geomed_mae.config import build_recipe
 from geomed_mae.finetune import finetune
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.encoder_folder import save_encoder
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
+from geomed_mae.recipe_file import build_recipe
 
 UTM = "EPSG:32633"
 LANDSAT_BANDS = ("B1", "B2", "B3", "B4", "B5", "B7")

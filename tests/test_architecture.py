@@ -73,7 +73,19 @@ NEVER_IMPORTED = {
     *("http", "requests", "httpx", "aiohttp", "fsspec", "socket", "xmlrpc", "webbrowser", "boto3"),
 }
 """Code from data, archives with paths of their own, and the network."""
-NO_TORCH = ("archives", "readers", "modalities", "image", "config", "plugins", "errors", "safe_yaml", "scan", "inspect")
+NO_TORCH = (
+    "archives",
+    "readers",
+    "modalities",
+    "image",
+    "recipe_file",
+    "config",
+    "plugins",
+    "errors",
+    "safe_yaml",
+    "scan",
+    "inspect",
+)
 LIGHT = ("models", "training/loop", "training/optim", "training/checkpoint")
 """Importable with torch and timm alone."""
 HEAVY = {"pydantic", "ruamel", "rasterio", "pydicom", "nibabel", "monai", "albumentations", "matplotlib", "pyarrow"}

@@ -1,8 +1,10 @@
-"""The drivers under benchmarks/ run: two steps on made-up images, and tables of made-up lines."""
+"""The drivers under benchmarks/ run: two steps on made-up images, tables of made-up lines, archives of a few pixels."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +104,78 @@ def test_the_table_pairs_seeds_and_marks_differences_that_exclude_zero(ablations
     # Student's t with two degrees of freedom: 4.303 * 0.001 * sqrt(1/3 + 0.36/0.64).
     assert row.startswith("| stats 0 | 3 | 0.501 (-0.099 ± 0.004 **-**) | 0.251 (-0.049 ± 0.002 **-**) |")
     assert "**" not in next(line for line in text.splitlines() if line.startswith("| adamw |"))
+
+
+@pytest.fixture
+def feed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import feed
+
+    return feed
+
+
+SMALL = [
+    "--rounds",
+    "1",
+    "--scenes",
+    "2",
+    "--size",
+    "192",
+    "--crop-2d",
+    "32",
+    "--batch-2d",
+    "2",
+    "--plain-samples",
+    "2",
+]
+SMALL += ["--volumes", "2", "--slices", "6", "--matrix", "48", "--crop-3d", "4", "16", "16"]
+SMALL += ["--batch-3d", "2"]
+
+
+@pytest.mark.parametrize("case", ["tiled", "striped", "j2k", "raw", "nifti"])
+def test_the_plain_loader_reads_what_ours_reads(feed, tmp_path, case):
+    options = feed.arguments().parse_args(["--cases", case, *SMALL])
+    source = next(feed.sources(options, tmp_path))[1]
+    index = feed.open_archive([source.folder], [source.modality])
+    dataset = source.plain(0)
+    window = tuple(slice(3, 3 + size // 2) for size in source.crop)
+    # Images have keys of chance order here, so that each of ours must be one of theirs.
+    theirs = [dataset.read(image, window[-len(source.crop) :]) for image in range(len(dataset.shapes))]
+    for row in index.rows:
+        ours = index.read(row.key, window).array
+        # They round in float32, as people do; ours once, from float64.
+        assert any(np.allclose(ours, other, rtol=1e-6, atol=0) for other in theirs)
+    assert dataset[5].shape == (len(row.channels), *source.crop) and dataset[5].dtype == np.float32
+
+
+def test_feed_compares_epochs_with_a_plain_loader_and_leaves_nothing(feed, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(feed.tempfile, "tempdir", str(tmp_path))
+    feed.main(["--cases", "j2k", "tiled", "--cache", "always", *SMALL])
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["cases"]) == ["j2k", "tiled"]
+    for found in told["cases"].values():
+        assert all(low <= middle <= high for middle, low, high in found["ratios_cpu"].values())
+        assert found["cache_on_disk_mb"] > 0 and found["samples_of_an_epoch"] > 0
+        assert set(found["samples_per_wall_second"]) == {"ours first", "ours second", "ours without cache", "plain"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_feed_counts_the_time_and_memory_of_children(feed):
+    busy = "import time; x = b'x' * (80 << 20)\nwhile time.process_time() < 0.5: pass"
+    cpu, _ = feed.timed(lambda: subprocess.run([sys.executable, "-c", busy], check=True))
+    assert 0.4 < cpu < 5
+    assert feed.peak_memory(lambda: subprocess.run([sys.executable, "-c", busy], check=True)) > 40
+
+
+def test_feed_measures_how_long_training_waits(feed, tmp_path, capsys):
+    options = feed.arguments().parse_args(["--cases", "tiled", *SMALL])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {modality: sentinel2-l2a, crop_2d: [16, 16]}\n"
+        "model: {size: tiny, depth: 1, patch_2d: [8, 8], decoder_dim: 32, decoder_depth: 1}\n"
+        "train: {batch_size: 2, device: cpu}\n"
+    )
+    source = next(feed.sources(options, tmp_path))[1]
+    feed.main(["--waits", f"{recipe}={source.folder}", "--wait-steps", "30"])
+    (found,) = json.loads(capsys.readouterr().out)["waits"].values()
+    assert 0 < found["data_wait"] < 1 and found["steps"] == 30 and found["samples_per_second"] > 0

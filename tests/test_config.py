@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from geomed_mae.config import Recipe, build_recipe, dump_recipe, load_recipe
+from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError
+from geomed_mae.recipe_file import build_recipe, dump_recipe, load_recipe
 
 TEXT = """
 data: {modality: landsat7, crop_2d: [32, 32]}

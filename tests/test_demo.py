@@ -11,10 +11,10 @@ import pytest
 import rasterio
 
 from geomed_mae import demo as module
-from geomed_mae.config import load_recipe
 from geomed_mae.demo import SCENE, demo, water_mask
 from geomed_mae.errors import ConfigError
 from geomed_mae.readers import read_images
+from geomed_mae.recipe_file import load_recipe
 
 FEW = ["train.steps=3", "train.batch_size=2", "train.log_every=1", "model.depth=2"]
 

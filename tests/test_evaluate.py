@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 
-from geomed_mae.config import build_recipe
 from geomed_mae.errors import ConfigError, IntegrityError, LeakageError
 from geomed_mae.evaluate import evaluate
 from geomed_mae.finetune import finetune
 from geomed_mae.predict import predict
+from geomed_mae.recipe_file import build_recipe
 from tests.scenes import WATER_RECIPE, landsat_scene, water_run
 
 

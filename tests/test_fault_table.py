@@ -1,8 +1,9 @@
 """Every fault of an archive that this package promises to survive, met the way a user meets it: by a scan.
 
-Faults 1 to 26 are of GeoTIFF files, 27 to 50 of DICOM files. All that lie in a file are in one archive, each in a
-folder of its own, which is scanned once: `archive` says what the ledger must say of each. What a scan of plain files
-cannot show (a second scan, another command, a fault of the storage) has a test here or one elsewhere, see `ELSEWHERE`.
+Faults 1 to 26 are of GeoTIFF files, 27 to 50 of DICOM files; 51 to 59, of training, are in `OF_TRAINING`. All that lie
+in a file are in one archive, each in a folder of its own, which is scanned once: `archive` says what the ledger must
+say of each. What a scan of plain files cannot show (a second scan, another command, a fault of the storage) has a test
+here or one elsewhere, see `ELSEWHERE`.
 `MEASURED` are the faults that must be refused fast and in little memory.
 """
 
@@ -115,8 +116,22 @@ ELSEWHERE = {
         "tests/test_canary.py::test_no_identifier_reaches_a_public_output",
         "tests/readers/dicom/test_dicom.py::test_fault_50_no_identifier_reaches_a_reason_a_warning_or_a_log",
     ],
+    51: [
+        "tests/training/test_kills.py::test_a_run_killed_five_times_is_the_run_that_was_not",
+        "tests/training/test_kills.py::test_a_run_killed_twenty_five_times_is_the_run_that_was_not",
+    ],
+    59: [
+        "tests/samples/test_store.py::test_every_changed_byte_of_an_entry_is_found",
+        "tests/samples/test_store.py::test_changed_pixels_and_other_settings_have_other_entries",
+        "tests/samples/test_store.py::test_files_that_change_after_the_scan_are_not_cached_under_their_old_name",
+        "tests/samples/test_store.py::test_two_writers_of_the_same_entries_leave_whole_ones",
+        "tests/samples/test_store.py::test_a_writer_that_is_killed_leaves_whole_entries_or_none",
+    ],
 }
 """Tests of other modules that show (the rest of) a fault."""
+
+OF_TRAINING = [ROOT / "tests/training/test_faults.py", ROOT / "tests/training/test_kills.py"]
+"""Where the faults of training and of what it stores are, 51 to 59."""
 
 
 # ---------------------------------------------------------------------------------------------- the files of a fault
@@ -795,9 +810,10 @@ def test_fault_26_names_are_one_escaped_line_on_the_terminal(tmp_path):
 
 
 def test_every_fault_has_a_test():
-    here = {int(part) for name in names_of_tests(Path(__file__)) for part in name.split("_")[2:3] if part.isdecimal()}
-    shown = {fault % 100 for fault in FAULTS} | set(ELSEWHERE) | here
-    assert shown >= set(range(1, 51)), sorted(set(range(1, 51)) - shown)
+    names = [name for path in (Path(__file__), *OF_TRAINING) for name in names_of_tests(path)]
+    named = {int(part) for name in names for part in name.split("_")[2:3] if part.isdecimal()}
+    shown = {fault % 100 for fault in FAULTS} | set(ELSEWHERE) | named
+    assert shown >= set(range(1, 60)), sorted(set(range(1, 60)) - shown)
 
 
 @pytest.mark.parametrize("fault", sorted(ELSEWHERE))

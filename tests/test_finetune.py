@@ -10,11 +10,12 @@ import torch
 
 from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.labels import match_labels
-from geomed_mae.config import build_recipe, load_recipe
 from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.finetune import finetune, split_targets
 from geomed_mae.heads.task_model import load_task_model
 from geomed_mae.readers import IGNORE
+from geomed_mae.recipe_file import build_recipe, load_recipe
+from geomed_mae.training import checkpoint
 from tests.scenes import MR_RECIPE, WATER_RECIPE, landsat_scene, mr_run, random_encoder, water_run
 
 
@@ -68,6 +69,22 @@ def test_an_interrupted_run_resumes_to_the_same_weights(folder, tmp_path):
     assert whole["validation"] == halves["validation"]
     first, second = (load_task_model(tmp_path / name)[0].state_dict() for name in ("whole", "halves"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_parts_of_a_batch_and_an_average_serve_fine_tuning_too(folder, tmp_path):
+    found = run(folder, tmp_path / "run", recipe(train={"steps": 3, "accumulate": 2, "ema": 0.9}))
+    saved = checkpoint.newest_valid(tmp_path / "run/checkpoints")
+    weights = load_task_model(tmp_path / "run")[0].state_dict()
+    assert saved.average and all(torch.equal(weights[name], value) for name, value in saved.average.items())
+    assert not all(torch.equal(saved.model[name], value) for name, value in saved.average.items())
+    assert found["validation"] is not None
+
+
+def test_several_processes_are_refused(folder, tmp_path, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="finetune runs in one process; start it without torchrun"):
+        run(folder, tmp_path / "run", recipe())
 
 
 def test_resuming_with_other_labels_is_refused(folder, tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from geomed_mae.config import build_recipe
 from geomed_mae.evaluate import evaluate
 from geomed_mae.finetune import finetune
 from geomed_mae.probe import probe
+from geomed_mae.recipe_file import build_recipe
 from tests.make_dicom import uid, write_series
 from tests.make_labels import contour, frame_of, segment, write_rtstruct, write_seg
 from tests.scenes import MR_RECIPE, random_encoder

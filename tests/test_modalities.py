@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from geomed_mae import read_images
 from geomed_mae.errors import ConfigError
 from geomed_mae.modalities import load_modality, modality_names, parse_modality, resolve_modalities
+from tests.make_data import write_geotiff
 
 GOOD = """
 name: mine
@@ -41,6 +44,19 @@ def test_names_may_be_written_with_an_underscore():
 def test_auto_means_all_packaged_modalities():
     assert [modality.name for modality in resolve_modalities("auto")] == modality_names()
     assert resolve_modalities(("auto",)) == resolve_modalities("auto")
+
+
+def test_a_hyperspectral_cube_is_read_in_the_order_of_its_bands_and_empty_ones_are_invalid(tmp_path):
+    stored = np.random.default_rng(0).integers(100, 4000, (224, 24, 24)).astype(np.int16)
+    stored[129] = stored[:, :5] = -32768  # a band of water vapour, and ground outside the swath; the file declares none
+    path = write_geotiff(tmp_path / "ENMAP01-____L2A-SPECTRAL_IMAGE.TIF", stored)
+    (image,) = read_images(path, modality="enmap-l2a")
+    assert [channel.name for channel in image.channels] == [f"B{number:03d}" for number in range(1, 225)]
+    assert (image.valid == (stored != -32768)).all()
+    assert np.allclose(image.array[image.valid], stored[image.valid] * 0.0001)
+    wavelengths = [channel.wavelength_nm for channel in image.channels]
+    for first, last in ((0, 91), (91, 224)):  # two spectrometers, which overlap
+        assert wavelengths[first:last] == sorted(wavelengths[first:last])
 
 
 def test_an_unknown_modality_names_the_nearest():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from geomed_mae.errors import ConfigError
-from geomed_mae.probe import Patches, linear_probe, patch_means, probe, ridge
+from geomed_mae.probe import probe
+from geomed_mae.training.probing import Patches, linear_probe, patch_means, ridge
 from tests.make_data import write_geotiff
 from tests.scenes import landsat_scene, mr_volume, random_encoder
 

@@ -1,90 +1,228 @@
-"""Every recipe parses, names its command and its data card, and runs two steps."""
+"""Every recipe parses, names its command, hardware and time, holds together, says only what differs, and runs."""
 
 from __future__ import annotations
 
+import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from geomed_mae.archives.card import read_card
-from geomed_mae.config import load_recipe
+from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError
 from geomed_mae.finetune import finetune
 from geomed_mae.modalities import load_modality
+from geomed_mae.models.mae import MaskedAutoencoder
+from geomed_mae.models.spec import SIZES, ModelSpec
 from geomed_mae.pretrain import pretrain
+from geomed_mae.recipe_file import load_recipe
+from geomed_mae.safe_yaml import read_yaml
+from geomed_mae.scan import scan
 from tests.make_data import write_geotiff, write_nifti
+from tests.make_dicom import uid, write_series
+from tests.make_pictures import write_png
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PRETRAIN = [path for path in RECIPES if path.stem.startswith("pretrain_")]
+FINETUNE = [path for path in RECIPES if path.stem.startswith("finetune_")]
+LARGER = [path for path in PRETRAIN if path.stem.endswith(("_base", "_large"))]
+SLOW = [path for path in PRETRAIN if path in LARGER or path.stem in ("pretrain_eo_tiny", "pretrain_medical_tiny")]
+"""Whose two steps are left to the marked run; pretrain_demo_tiny stands for mixed archives in the default one."""
 CARDS = sorted((ROOT / "data_cards").glob("[!_]*.md"))
-TWO_STEPS = ["train.steps=2", "train.batch_size=2", "train.log_every=1"]
+SENSORS = ["sentinel2_l2a", "sentinel2_l1c", "landsat7", "landsat8", "naip", "sentinel1", "enmap_l2a", "eo"]
+SCANNERS = ["ct", "mr", "mr_multisequence", "xray", "mammography", "ultrasound", "pet_ct", "medical"]
+"""Archives that the README promises recipes for, tiny ones at least."""
+
+VOXELS = (48, 64, 40)
+"""Of NIfTI files (columns, rows, slices)."""
+
+SEQUENCES = {"RepetitionTime": (500, 4000), "EchoTime": (15, 90)}
+"""Spin echoes whose timing makes them T1 and T2."""
 
 
 def header(path: Path) -> str:
     return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
 
 
-def archive(folder: Path, modality: str) -> None:
-    """Put a small image of a modality into `folder`: 3 to 13 bands, or a volume."""
-    rng = np.random.default_rng(0)
+def shapes(recipe: Recipe) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return (crop, patch) of 2D and of 3D images, those that the recipe has."""
+    pairs = ((recipe.data.crop_2d, recipe.model.patch_2d), (recipe.data.crop_3d, recipe.model.patch_3d))
+    return [(crop, patch) for crop, patch in pairs if crop]
+
+
+def write_archive(folder: Path, modality: str) -> None:
+    """Put a small image of a modality into `folder`, as such images come: GeoTIFF, NIfTI, DICOM series or PNG."""
+    rng = np.random.default_rng(zlib.crc32(modality.encode()))
     meaning = load_modality(modality)
-    if meaning.geometry == "raster":
-        bands = rng.integers(1, 250, (len(meaning.channels), 128, 128)).astype(np.uint8)
+    if meaning.geometry == "plane":
+        write_png(folder / "image.png", rng.integers(0, 250, (80, 80)), 0)
+    elif meaning.geometry == "raster":
+        low, high = stored_range(modality)
+        side = 128 if len(meaning.channels) < 100 else 32
+        bands = rng.integers(low, high, (len(meaning.channels), side, side)).astype(
+            np.uint8 if high < 256 else np.int16
+        )
         names = [channel.name for channel in meaning.channels]
+        if modality == "sentinel1":
+            bands = rng.normal(-14, 4, bands.shape).astype(np.float32)
         write_geotiff(folder / f"{modality}.tif", bands, descriptions=names)
+    elif "nifti" in meaning.formats:
+        write_nifti(folder / f"{modality}.nii", rng.normal(0, 300, VOXELS).astype(np.int16))
     else:
-        write_nifti(folder / f"{modality}.nii", rng.normal(0, 300, (104, 104, 36)).astype(np.int16))
+        volume = rng.integers(1, 900, (16, 64, 64)).astype(np.int16)
+        if modality == "pet-ct":
+            write_series(folder / "ct", volume, Modality="CT")
+            tags = {"Modality": "PT", "Units": "BQML", "RescaleSlope": "0.5", "RescaleIntercept": "0"}
+            write_series(folder / "pt", volume[:, ::2, ::2], spacing=(2.0, 2.0), SeriesInstanceUID=uid("pt"), **tags)
+        else:
+            for number in range(2):
+                timing = {name: values[number] for name, values in SEQUENCES.items()}
+                tags = {"Modality": "MR", "ScanningSequence": "SE", "SeriesInstanceUID": uid("mr", number), **timing}
+                write_series(folder / str(number), volume + number, **tags)
+
+
+def stored_range(modality: str) -> tuple[int, int]:
+    """Return stored numbers of ordinary ground: 8-bit numbers, or reflectances of 0.02 to 0.4."""
+    meaning = load_modality(modality)
+    if meaning.unit != "reflectance":
+        return 1, 250
+    low, high = ((value - meaning.offset) / meaning.scale for value in (0.02, 0.4))
+    return round(low), round(high)
+
+
+@pytest.fixture(scope="session")
+def index_of(tmp_path_factory):
+    """Return an index of one small image of a modality, made once."""
+    made: dict[str, Path] = {}
+
+    def find(modality: str) -> Path:
+        if modality not in made:
+            folder = tmp_path_factory.mktemp(f"archive-{modality}")
+            write_archive(folder, modality)
+            made[modality] = tmp_path_factory.mktemp(f"index-{modality}") / "index"
+            scan([folder], made[modality], modality=modality, workers=1)
+        return made[modality]
+
+    return find
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_names_its_command_its_hardware_and_its_data_card(path):
+def test_a_recipe_names_its_command_its_hardware_its_time_and_what_to_expect(path):
     text = header(path)
     verb = load_recipe(path).verb
     assert path.stem.startswith(f"{verb}_")
-    assert f"geomed-mae {verb} {path.stem}" in text or "geomed-mae demo" in text
-    assert "CPU core" in text and "PENDING" not in text
+    assert re.search(rf"geomed[-_]mae {verb} {path.stem}\s", text) or "geomed-mae demo" in text
+    for field in ("What: ", "Hardware: ", "Time: ", "Expect"):
+        assert field in text, f"the header has no '{field}'"
+    assert ("CPU core" in text or "GPU" in text) and "PENDING" not in text
     cards = re.findall(r"data_cards/([\w-]+\.md)", text)
-    assert cards, "no data card is named"
+    assert cards or "not measured" in text, "no data card is named"
     for card in cards:
         read_card(ROOT / "data_cards" / card)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_two_steps(path, tmp_path):
-    recipe = load_recipe(path, TWO_STEPS)
-    data = tmp_path / "archive"
-    data.mkdir()
-    indexes = []
-    for modality in recipe.data.modality:
-        (data / modality).mkdir()
-        archive(data / modality, modality)
-        if len(recipe.data.modality) > 1:
-            # NIfTI does not say which of several modalities it is; an index does.
-            from geomed_mae.scan import scan
+def test_there_is_a_recipe_for_every_archive_that_was_promised_and_the_headers_name_recipes_that_exist():
+    names = {path.stem for path in RECIPES}
+    assert {f"pretrain_{name}_tiny" for name in (*SENSORS, *SCANNERS)} <= names
+    for path in RECIPES:
+        mentioned = set(re.findall(r"\b(?:pretrain|finetune)_\w+?_(?:tiny|base|large)\b", header(path)))
+        assert mentioned <= names, path.name
 
-            scan([data / modality], tmp_path / f"index-{modality}", modality=modality)
-            indexes.append(tmp_path / f"index-{modality}")
-    if recipe.verb == "pretrain":
-        result = pretrain(recipe, indexes or [data], tmp_path / "run")
-        assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
-        assert result["steps"] == 2 and np.isfinite(result["loss_last"])
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_that_extends_another_says_only_what_differs(path):
+    own = read_yaml(path)
+    parent = own.pop("extends", None)
+    if parent is None:
         return
-    labels = tmp_path / "labels"
-    labels.mkdir()
+    base, changed = load_recipe(path.parent / parent).model_dump(), load_recipe(path).model_dump()
+    for section, values in own.items():
+        for key in values:
+            assert changed[section][key] != base[section][key], f"{section}.{key} is {parent}'s already"
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
+def test_crops_patches_and_reference_of_a_recipe_fit_its_modalities(path):
+    recipe = load_recipe(path)
+    geometries = {load_modality(name).geometry for name in recipe.data.modality}
+    assert (recipe.data.crop_2d is not None) == bool(geometries & {"raster", "plane"})
+    assert (recipe.data.crop_3d is not None) == ("volume" in geometries)
+    for crop, patch in shapes(recipe):
+        tokens = math.prod(size // step for size, step in zip(crop, patch, strict=True))
+        assert 36 <= tokens <= 2048, f"{tokens} patches a crop"
+    if recipe.data.weights:
+        assert set(recipe.data.weights) == set(recipe.data.modality)
+    # Positions in metres and mm, where images of different spacing meet.
+    if path in LARGER:
+        assert (recipe.model.reference_gsd_m is not None) == ("raster" in geometries)
+        assert (recipe.model.reference_spacing_mm is not None) == bool(geometries & {"volume", "plane"})
+
+
+@pytest.mark.parametrize("path", LARGER, ids=lambda path: path.stem)
+def test_a_larger_recipe_builds_its_model_and_shares_out_its_batch(path):
+    recipe = load_recipe(path)
+    size = path.stem.rpartition("_")[2]
+    ranks = 8 if size == "large" else 1
+    command = header(path).partition("Hardware")[0]
+    assert (f"torchrun --nproc-per-node {ranks} -m geomed_mae" in command) == (ranks > 1)
+    assert recipe.model.size == size and recipe.train.batch_size % (ranks * recipe.train.accumulate) == 0
+    with torch.device("meta"):
+        mae = MaskedAutoencoder.from_spec(ModelSpec.from_config(recipe.model))
+    dim, depth, _ = SIZES[size]
+    blocks = sum(parameter.numel() for parameter in mae.encoder.blocks.parameters())
+    assert math.isclose(blocks, 12 * depth * dim**2, rel_tol=0.01), "not the size of timm's ViT"
+    assert recipe.train.lr == pytest.approx(1.5e-4 * recipe.train.batch_size / 256), "not the published rate"
+    assert recipe.train.steps % recipe.train.keep_every == 0
+
+
+def reduced(path: Path) -> Recipe:
+    """Load a recipe for two steps of two small crops; larger ones with a small model too."""
+    small = ["train.steps=2", "train.batch_size=2", "train.log_every=1", "train.accumulate=1", "data.workers=0"]
+    full = load_recipe(path)
+    if full.verb == "pretrain":
+        for name in ("2d", "3d"):
+            crop, patch = getattr(full.data, f"crop_{name}"), getattr(full.model, f"patch_{name}")
+            if crop:
+                fewer = [min(size, 4 * step) for size, step in zip(crop, patch, strict=True)]
+                small.append(f"data.crop_{name}={fewer}")
+        small += ["model.size=tiny", "model.depth=1", "model.decoder_dim=32", "model.decoder_depth=1"]
+        small += ["train.sharding=replicated", "data.min_valid=0.01"]
+    return load_recipe(path, small)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path in SLOW else (), id=path.stem) for path in PRETRAIN],
+)
+def test_a_pretraining_recipe_runs_two_steps(path, tmp_path, index_of):
+    recipe = reduced(path)
+    result = pretrain(recipe, [index_of(name) for name in recipe.data.modality], tmp_path / "run")
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
+    assert result["steps"] == 2 and np.isfinite(result["loss_last"])
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_a_finetuning_recipe_runs_two_steps(path, tmp_path):
+    recipe = reduced(path)
+    data, labels = tmp_path / "archive", tmp_path / "labels"
     classes = len(recipe.head.classes)
+    labels.mkdir()
     for modality in recipe.data.modality:
+        (data / modality).mkdir(parents=True)
+        write_archive(data / modality, modality)
         # Every class stands in every block and every held-out part.
         if load_modality(modality).geometry == "raster":
             write_geotiff(labels / f"{modality}.tif", (np.indices((128, 128)).sum(0) // 8 % classes).astype(np.uint8))
         else:
-            marks = (np.indices((104, 104, 36)).sum(0) // 8 % classes).astype(np.uint8)
+            marks = (np.indices(VOXELS).sum(0) // 8 % classes).astype(np.uint8)
             write_nifti(labels / f"{modality}.nii", marks)
             write_nifti(labels / "second.nii", marks)
-            write_nifti(
-                data / modality / "second.nii", np.random.default_rng(1).normal(0, 9, (104, 104, 36)).astype("f4")
-            )
+            write_nifti(data / modality / "second.nii", np.random.default_rng(1).normal(0, 9, VOXELS).astype("f4"))
     finetune(recipe, [data], labels, "none", tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").is_file()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from geomed_mae.archives.statistics import ChannelStatistics
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError
 from geomed_mae.image import Channel, Image, VolumeGeometry
 from geomed_mae.readers import read_guarded
-from geomed_mae.readers.source import Source, whole_window
-from geomed_mae.readers.windows import read_many_guarded
+from geomed_mae.readers.source import Source, StoredWindow, whole_window
+from geomed_mae.readers.windows import read_many_guarded, read_many_stored
 
 FORMAT_VERSION = 2
 """Raised when an older index can no longer be read."""
@@ -131,6 +131,28 @@ class Index:
         """Key -> perceptual hash (see `duplicates`), "" where there is none. Private: it describes the content."""
         return {row.key: self._looks.get(row.key, "") for row in self.rows}
 
+    def pixel_digest(self, key: str) -> str:
+        """Return the digest of an image's pixels, without a salt: the same whenever it is scanned. Private."""
+        return self._digests[key]
+
+    def scaling(self, key: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return (scale, offset), each one a channel, that stored numbers are multiplied with and added to.
+
+        None where no header but each frame's own says so, as in DICOM.
+        """
+        source = self._sources[key]
+        selectors = [part.get("selector", {}) for part in source.selector.get("parts", ())] or [source.selector]
+        sides = []
+        for name in ("scale", "offset"):
+            given = [one.get(name) for one in selectors]
+            if any(value is None for value in given):
+                return None
+            numbers = np.concatenate([np.atleast_1d(np.asarray(value, np.float64)) for value in given])
+            if len(numbers) not in (1, len(source.channels)):
+                return None
+            sides.append(tuple(np.broadcast_to(numbers, len(source.channels)).tolist()))
+        return sides[0], sides[1]
+
     def content_key(self, key: str, salt: bytes) -> str:
         """Return the keyed hash of an image's pixels under another salt, to compare with what a run has recorded."""
         return content_key(self._digests[key], salt)
@@ -171,6 +193,14 @@ class Index:
         """
         images = read_many_guarded(self._sources[key], windows)
         return (self._named(key, image, window) for image, window in zip(images, windows, strict=True))
+
+    def read_many_stored(self, key: str, windows: Sequence[tuple[slice, ...]]) -> Iterable[StoredWindow] | None:
+        """Read several windows as the integers that the files hold; None where a reader cannot give these.
+
+        Raises:
+            ReadError: as `read`.
+        """
+        return read_many_stored(self._sources[key], windows)
 
     def paths(self, key: str) -> tuple[Path, ...]:
         """Return the files of an image. Private: for matching labels, never for a run, a report or a log."""

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from geomed_mae.archives.index import Index, Row
-from geomed_mae.samples.crops import CACHE_SHARE, ImageCache, cut
+from geomed_mae.samples.crops import cut
+from geomed_mae.samples.memory import CACHE_SHARE, ImageCache
 
 if TYPE_CHECKING:
     from geomed_mae.heads.task_model import TaskModel

@@ -149,7 +149,11 @@ def _encode(channels: tuple[Channel, ...]) -> tuple[Tensor, Tensor]:
     return torch.tensor([describe(channel) for channel in channels]), torch.tensor(words)
 
 
-_encode_once = lru_cache(maxsize=CHANNEL_LISTS)(_encode)
+@lru_cache(maxsize=CHANNEL_LISTS)
+def _encode_once(channels: tuple[Channel, ...]) -> tuple[Tensor, Tensor]:
+    """Return what `_encode` returns, kept. Whoever asks first may be in inference mode, and training may ask next."""
+    with torch.inference_mode(False):
+        return _encode(channels)
 
 
 class ChannelCodes(nn.Module):

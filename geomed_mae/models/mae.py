@@ -25,7 +25,7 @@ from geomed_mae.models.decoder import Decoder, Prediction
 from geomed_mae.models.masking import MaskPlan
 from geomed_mae.models.patches import clean, patchify, select, unpatchify
 from geomed_mae.models.spec import ModelSpec
-from geomed_mae.models.targets import Target, masked_mean, normalisation, patch_targets
+from geomed_mae.models.targets import Target, mean_of_samples, normalisation, patch_targets
 from geomed_mae.models.vit import Encoder
 
 
@@ -96,17 +96,18 @@ class MaskedAutoencoder(nn.Module):
     def loss(self, prediction: Prediction, target: Target) -> MAEOutput:
         """Return the mean squared error over valid pixels of hidden patches, plus the weighted statistics' error.
 
-        In fp32 whatever autocast says: in bf16 this loss was seen shifted by more than 1 elsewhere. Statistics, which
-        have heavy tails, enter with a Huber loss.
+        Each sample's own mean counts the same, so that the loss of a batch is the mean of those of its parts. In fp32
+        whatever autocast says: in bf16 this loss was seen shifted by more than 1 elsewhere. Statistics, which have heavy
+        tails, enter with a Huber loss.
         """
         with torch.autocast(prediction.pixels.device.type, enabled=False):
             error = (prediction.pixels.float() - target.pixels).square()
             mean = F.smooth_l1_loss(prediction.mean.float(), target.mean, reduction="none")
             log_sigma = F.smooth_l1_loss(prediction.log_sigma.float(), target.log_sigma, reduction="none")
             parts = {
-                "pixels": masked_mean(error, target.valid),
-                "mean": masked_mean(mean, target.counted),
-                "log_sigma": masked_mean(log_sigma, target.counted),
+                "pixels": mean_of_samples(error, target.valid),
+                "mean": mean_of_samples(mean, target.counted),
+                "log_sigma": mean_of_samples(log_sigma, target.counted),
             }
             loss = parts["pixels"] + self.spec.stats_weight * (parts["mean"] + parts["log_sigma"])
         return MAEOutput(loss, {name: part.detach() for name, part in parts.items()}, prediction)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from geomed_mae.errors import IntegrityError, OutputError
@@ -18,8 +18,11 @@ from geomed_mae.errors import IntegrityError, OutputError
 MANIFEST = "MANIFEST.sha256"
 
 
-def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(out: Path, files: Mapping[str, bytes | Callable[[], bytes]]) -> dict[str, str]:
     """Write `files` (plain names) and their manifest as the folder `out`; an older folder with a manifest is replaced.
+
+    A content may be given as a function that makes it: large ones are then in memory one at a time. Returns the
+    SHA-256 of each file as it was in memory (compare `digests`).
 
     Raises:
         OutputError: `out` holds something that no manifest vouches for, the disk is full, or permission is missing.
@@ -27,27 +30,72 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
     out = Path(out)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"'{out}' holds something else; choose another folder or empty it")
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    sums: dict[str, str] = {}
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name, data in {**files, MANIFEST: lines.encode("ascii")}.items():
-            with (partial / name).open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+        for name, content in files.items():
+            data = content() if callable(content) else content
+            sums[name] = hashlib.sha256(data).hexdigest()
+            _write(partial / name, data)
+            del data
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        _write(partial / MANIFEST, lines.encode("ascii"))
         if out.exists():
             out.rename(replaced)
         partial.rename(out)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"the folder '{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        # Also when something else than the disk fails in the middle: memory, or a signal's handler.
         if replaced.exists() and not out.exists():
             replaced.rename(out)
-        raise OutputError(f"the folder '{out}' cannot be written: {error.strerror or error}") from error
+        shutil.rmtree(partial, ignore_errors=True)
+    return sums
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 that each file should have."""
+    try:
+        # Not splitlines: it would take a flipped bit in a line break for another kind of line break.
+        lines = (folder / MANIFEST).read_bytes().decode("ascii").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"'{folder}' has no readable {MANIFEST}, so nothing vouches for its files") from error
+    if lines.pop() != "":
+        raise IntegrityError(f"'{folder}': {MANIFEST} does not end with a line break, so a part of it is missing")
+    sums = {}
+    for line in lines:
+        match = re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)", line)
+        if match is None:
+            raise IntegrityError(f"'{folder}': {MANIFEST} has a line that names no plain file: {line[:80]!r}")
+        sums[match[2]] = match[1]
+    return sums
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that the manifest lists, read now, without keeping the files in memory.
+
+    Raises:
+        IntegrityError: as `read_folder`; that a file has another hash is for the caller to see.
+    """
+    found = {}
+    for name in _manifest(folder):
+        try:
+            with (folder / name).open("rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise IntegrityError(f"'{folder}': {name} is in {MANIFEST} but cannot be read: {error.strerror}") from error
+    return found
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -56,16 +104,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     Raises:
         IntegrityError: no manifest, a line that is none, or a file that is missing or has other bytes (it is named).
     """
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"'{folder}' has no readable {MANIFEST}, so nothing vouches for its files") from error
     files = {}
-    for line in lines:
-        match = re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)", line)
-        if match is None:
-            raise IntegrityError(f"'{folder}': {MANIFEST} has a line that names no plain file: {line[:80]!r}")
-        digest, name = match.groups()
+    for name, digest in _manifest(folder).items():
         try:
             data = (folder / name).read_bytes()
         except OSError as error:

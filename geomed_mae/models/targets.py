@@ -99,6 +99,10 @@ def normalisation(
     return joint[..., None], variance.sqrt()[..., None]
 
 
-def masked_mean(values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Return the mean of the counted values, 0 when there are none."""
-    return clean(values, counted).sum() / counted.sum().clamp(min=1)
+def mean_of_samples(values: Float[Tensor, "b ..."], counted: Bool[Tensor, "b ..."]) -> Float[Tensor, ""]:
+    """Return the mean over samples of the mean of each one's counted values, 0 for a sample without any.
+
+    As a mean over samples it does not depend on how a batch is cut into parts and shared by processes; over fully
+    valid samples it is the mean over all values, as published.
+    """
+    return (clean(values, counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)).mean()

@@ -14,6 +14,9 @@ from geomed_mae.image import Channel, Geometry, PlaneGeometry, RasterGeometry, V
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import stored_path
 
+SHORT_INTEGERS = ("uint8", "int8", "uint16", "int16")
+"""Stored types that a `StoredWindow` may have."""
+
 _GEOMETRIES = {"raster": RasterGeometry, "volume": VolumeGeometry, "plane": PlaneGeometry}
 
 
@@ -24,6 +27,22 @@ class Refusal:
     path: Path
     reason: Reason
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredWindow:
+    """A window as the integers that its files hold: physical = float32(float64(values) * scale + offset).
+
+    Attributes:
+        values: (C, *s) of a type in SHORT_INTEGERS, 0 where not valid.
+        valid: bool (1 or C, *s); one channel stands for all.
+        scale, offset: float64 (C,).
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

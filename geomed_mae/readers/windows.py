@@ -1,8 +1,8 @@
 """Many windows of one source in one call: a reader that can decodes what they share once.
 
 A reader may define `read_many(source, windows) -> Iterable[Image]`, each Image equal to what its `read` gives, every
-error raised by the call itself. For those without it, windows near each other are cut from one read of their bounding
-window.
+error raised by the call itself; and `read_many_stored`, the same as stored integers where these are short, else None.
+For those without them, windows near each other are cut from one read of their bounding window.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from geomed_mae.image import Image
 from geomed_mae.readers import limits, reader
 from geomed_mae.readers.child import in_child
 from geomed_mae.readers.regular import believed
-from geomed_mae.readers.source import Source, decoded_values, whole_window
+from geomed_mae.readers.source import Source, StoredWindow, decoded_values, whole_window
 
 MAX_WASTE = 4
 """A bounding window is read where it has less than so many times the pixels of the windows that it bounds."""
@@ -36,6 +36,19 @@ def read_many(source: Source, windows: Sequence[tuple[slice, ...]]) -> Iterable[
     if own is not None:
         return believed(lambda: own(source, whole), source.files)
     return believed(lambda: _bounded(module, source, whole), source.files)
+
+
+def read_many_stored(source: Source, windows: Sequence[tuple[slice, ...]]) -> Iterable[StoredWindow] | None:
+    """As `read_many`, but integers as stored; None where the reader cannot give these, or an image codec is needed.
+
+    Raises:
+        ReadError: as `read`, when any of them cannot be read.
+    """
+    own = getattr(reader(source.reader), "read_many_stored", None)
+    if own is None or source.codec:
+        return None
+    whole = [whole_window(window, source.shape) for window in windows]
+    return believed(lambda: own(source, whole), source.files)
 
 
 def read_many_guarded(source: Source, windows: Sequence[tuple[slice, ...]]) -> Iterable[Image]:

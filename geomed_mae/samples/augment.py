@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Num
+from torch import Tensor
 
 SPATIAL = ("z", "y", "x")
 """Names of the spatial axes; a 2D crop has the last two."""
@@ -29,6 +32,11 @@ class Symmetry:
         """Return `array` (..., [z,] y, x) mirrored and turned, without a copy."""
         turned = np.rot90(array, self.quarter_turns, axes=(-2, -1)) if self.quarter_turns else array
         return np.flip(turned, self.mirrored) if self.mirrored else turned
+
+    def turn(self, values: Num[Tensor, "*batch y x"]) -> Num[Tensor, "*batch y x"]:
+        """Return `values` (..., [z,] y, x) mirrored and turned as `view` does it."""
+        moved = torch.rot90(values, self.quarter_turns, (-2, -1)) if self.quarter_turns else values
+        return torch.flip(moved, self.mirrored) if self.mirrored else moved
 
     def spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return the spacing ([z,] y, x) after the turn: an odd number of quarter turns exchanges rows and columns."""

@@ -3,13 +3,22 @@
 A step takes all its crops from one bucket, drawn with probability proportional to the bucket's valid area (pixels or
 voxels times valid fraction), so that every valid pixel of the archive is about equally likely to be seen, or by
 `data.weights`.
+
+Channels are the same when what they are is: name, kind, unit, wavelength, polarisation, sequence. What an operator
+dials in differs from series to series: MR repetition, echo and inversion times, the tube voltage of CT. As part of the
+key it would give a hundred MR series sixty buckets, batches of one patient each, and few reads to share (see
+`dealing`). So these numbers are compared by thirds of an octave, about 26 %, little beside what they differ between
+contrasts, and a bucket's channels have the median of its images. Images are read by the names of channels, and a
+contract knows them by name too: neither sees the difference.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +30,13 @@ from geomed_mae.modalities import Modality
 
 if TYPE_CHECKING:
     from geomed_mae.config import DataConfig
+
+
+DIALLED = ("repetition_time_ms", "echo_time_ms", "inversion_time_ms", "tube_kv")
+"""What differs between series of one protocol; compared by its logarithm."""
+
+PARTS_OF_OCTAVE = 3
+"""Values within about 2 ** (1 / 3) of each other may share a bucket."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,26 @@ def _selected(row: Row, names: Sequence[str] | None) -> tuple[Channel, ...]:
     return tuple(have[name] for name in names)
 
 
+def _known(value: float | None) -> bool:
+    return value is not None and value > 0  # as `models.channels.describe` has it
+
+
+def _alike(channel: Channel) -> Channel:
+    """Return what channels of a bucket have in common: the channel with its dialled values as steps of a third."""
+    values = ((name, getattr(channel, name)) for name in DIALLED)
+    steps = {name: round(PARTS_OF_OCTAVE * math.log2(value)) if _known(value) else None for name, value in values}
+    return replace(channel, **steps)
+
+
+def _median(images: Sequence[tuple[Channel, ...]]) -> tuple[Channel, ...]:
+    """Return the channels of several images of a bucket with the median of each dialled value."""
+    result = []
+    for same in zip(*images, strict=True):
+        values = {name: [getattr(one, name) for one in same] for name in DIALLED}
+        result.append(replace(same[0], **{name: median(of) if _known(of[0]) else None for name, of in values.items()}))
+    return tuple(result)
+
+
 def make_buckets(rows: Sequence[Row], config: DataConfig, modalities: Mapping[str, Modality]) -> tuple[Bucket, ...]:
     """Sort rows into buckets; `modalities` by name gives their flips. Rows without valid pixels are left out.
 
@@ -100,22 +136,26 @@ def make_buckets(rows: Sequence[Row], config: DataConfig, modalities: Mapping[st
     for row in rows:
         if valid_area(row) > 0:
             # Spacing known or not is part of the key: a batch gives positions in physical units for all or for none.
-            key = (row.modality, _selected(row, config.channels), row.geometry, row.spacing is None)
+            channels = tuple(_alike(channel) for channel in _selected(row, config.channels))
+            key = (row.modality, channels, row.geometry, row.spacing is None)
             groups.setdefault(key, []).append(row)
     if not groups:
         raise ConfigError(f"none of the {len(rows)} images of the archive has valid pixels; look at it with inspect")
-    # Buckets are sorted by what they are. Rows keep the index's order, that of the files: keys are salted anew by every
-    # scan of a raw archive, so that sorting by key would give a resumed run other batches.
-    return tuple(
+    made = [
         Bucket(
             modality=modality,
-            channels=channels,
+            channels=_median([_selected(row, config.channels) for row in members]),
             geometry=geometry,
             crop=crop_of(geometry, config, members[0]),
             flips=modalities[modality].flips if modality in modalities else (),
             rows=tuple(members),
         )
-        for (modality, channels, geometry, _), members in sorted(groups.items(), key=lambda item: repr(item[0]))
+        for (modality, _, geometry, _), members in groups.items()
+    ]
+    # Buckets are sorted by what they are. Rows keep the index's order, that of the files: keys are salted anew by every
+    # scan of a raw archive, so that sorting by key would give a resumed run other batches.
+    return tuple(
+        sorted(made, key=lambda one: repr((one.modality, one.channels, one.geometry, one.rows[0].spacing is None)))
     )
 
 

@@ -9,21 +9,15 @@ crops, while one decoded window of at most twice the crop serves them all.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from geomed_mae.archives.index import Index, Row
+from geomed_mae.archives.index import Row
 from geomed_mae.image import Image
 from geomed_mae.samples.cells import draw_cell
-
-CACHE_SHARE = 8
-"""An image is kept in memory whole where at least this many of its size fit into the cache; larger ones are read by
-window. Either way gives the same pixels."""
-
-BYTES_PER_VALUE = 5
-"""Memory of a decoded value: float32 and one byte of validity (an upper bound, validity may be shared by channels)."""
+from geomed_mae.samples.piece import Piece
 
 
 def counter_rng(seed: int, step: int, sample: int = 0, purpose: int = 0) -> np.random.Generator:
@@ -69,54 +63,6 @@ def draw_places(rng: np.random.Generator, row: Row, crop: Sequence[int], count: 
     return draw_cell(rng, row.shape, crop, count, block=row.block)
 
 
-class ImageCache:
-    """Reads windows through a least-recently-used cache of whole decoded images, one cache a process.
-
-    Rasters and volumes alike: what is small enough for `CACHE_SHARE` to fit is decoded once and kept, what is not is
-    read by window every time. The cache changes speed, never pixels.
-    """
-
-    def __init__(self, index: Index, cache_mb: int) -> None:
-        self.index = index
-        self.capacity = cache_mb << 20
-        self.held: OrderedDict[str, Image] = OrderedDict()
-
-    def read(self, row: Row, window: tuple[slice, ...]) -> Image:
-        """Return the window of an image; one slice a spatial axis, inside the image.
-
-        Raises:
-            ReadError: the image no longer decodes.
-        """
-        whole = self._whole(row)
-        return self.index.read(row.key, window) if whole is None else whole.crop(window)
-
-    def read_many(self, row: Row, windows: Sequence[tuple[slice, ...]]) -> Iterable[Image]:
-        """Give several windows of an image, each as `read` does; large images are read once for all of them.
-
-        Raises:
-            ReadError: the image no longer decodes.
-        """
-        whole = self._whole(row)
-        return self.index.read_many(row.key, windows) if whole is None else (whole.crop(part) for part in windows)
-
-    def _whole(self, row: Row) -> Image | None:
-        """Return the whole image from the cache, read into it where it fits; None where it does not."""
-        size = BYTES_PER_VALUE * len(row.channels) * int(np.prod(row.shape, dtype=np.int64))
-        if size * CACHE_SHARE > self.capacity:
-            return None
-        if row.key in self.held:
-            self.held.move_to_end(row.key)
-        else:
-            self.held[row.key] = self.index.read(row.key)
-            while sum(_bytes(image) for image in self.held.values()) > self.capacity:
-                self.held.popitem(last=False)
-        return self.held.get(row.key)
-
-
-def _bytes(image: Image) -> int:
-    return image.array.nbytes + image.valid.nbytes
-
-
 def cut(
     image: Image, origin: Sequence[int], start: Sequence[int], crop: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,26 +77,37 @@ def cut(
     Returns:
         raw (C, *crop) float32, 0 where not valid; valid (C, *crop) bool.
     """
-    raw, valid = seen(image, origin, start, crop)
-    return raw.copy(), np.broadcast_to(valid, raw.shape).copy()
-
-
-def seen(
-    image: Image, origin: Sequence[int], start: Sequence[int], crop: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `cut`, without copies where none is needed: to be read only, and `valid` may have one channel for all."""
-    window = tuple(
-        slice(begin - first, min(begin - first + size, length))
-        for begin, first, size, length in zip(start, origin, crop, image.spatial_shape, strict=True)
-    )
+    window = _inside(origin, start, crop, image.spatial_shape)
     values = image.array[(slice(None), *window)]
-    mask = np.broadcast_to(image.valid, (len(image.valid), *image.spatial_shape))[(slice(None), *window)]
+    valid = np.broadcast_to(image.valid, image.array.shape)[(slice(None), *window)]
     # Zeroed here, so that NaN and nodata numbers cannot reach any arithmetic later on.
-    raw = values if mask.all() else np.where(mask, values, np.float32(0))
-    if raw.shape[1:] == tuple(crop):
-        return raw, mask
-    padding = [(0, 0), *((0, size - have) for size, have in zip(crop, raw.shape[1:], strict=True))]
-    return np.pad(raw, padding), np.pad(mask, padding)
+    raw = np.where(valid, values, np.float32(0))
+    return _padded(raw, crop), _padded(valid, crop).copy()
+
+
+def seen(piece: Piece, origin: Sequence[int], start: Sequence[int], crop: Sequence[int]) -> Piece:
+    """As `cut`, of a Piece and as a Piece, without copies where none is needed: to be read only."""
+    part = piece.crop(_inside(origin, start, crop, piece.spatial_shape))
+    if part.spatial_shape == tuple(crop):
+        return part
+    return replace(part, values=_padded(part.values, crop), valid=_padded(part.valid, crop))
+
+
+def _inside(
+    origin: Sequence[int], start: Sequence[int], crop: Sequence[int], shape: Sequence[int]
+) -> tuple[slice, ...]:
+    """Return the part of a window of `shape` at `origin` that a crop covers."""
+    return tuple(
+        slice(begin - first, min(begin - first + size, length))
+        for begin, first, size, length in zip(start, origin, crop, shape, strict=True)
+    )
+
+
+def _padded(array: np.ndarray, crop: Sequence[int]) -> np.ndarray:
+    """Append zeros (False) to (C, *s) up to the size of the crop."""
+    if array.shape[1:] == tuple(crop):
+        return array
+    return np.pad(array, [(0, 0), *((0, size - have) for size, have in zip(crop, array.shape[1:], strict=True))])
 
 
 def bounding_window(starts: Sequence[tuple[int, ...]], crop: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:

@@ -24,8 +24,10 @@ from geomed_mae.modalities import resolve_modalities
 from geomed_mae.readers import IGNORE
 from geomed_mae.samples.batch import Batch
 from geomed_mae.samples.buckets import Bucket, make_buckets
-from geomed_mae.samples.crops import ImageCache, bounding_window, counter_rng, cut
+from geomed_mae.samples.crops import bounding_window, counter_rng, cut
+from geomed_mae.samples.filling import statistics_of
 from geomed_mae.samples.label_augment import augment
+from geomed_mae.samples.memory import ImageCache
 
 if TYPE_CHECKING:
     from geomed_mae.config import DataConfig
@@ -47,6 +49,20 @@ class LabelledBatch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The image of every crop, an opaque key."""
+        return self.images.keys
+
+    def part(self, first: int, stop: int) -> LabelledBatch:
+        """Return the crops `first` to `stop` - 1 as a batch of the same step, without a copy."""
+        return replace(self, images=self.images.part(first, stop), target=self.target[first:stop])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that computation uses."""
+        return (*self.images.tensors, self.target)
 
     def to(self, device: torch.device | str) -> LabelledBatch:
         """Return the batch with its tensors on `device`."""
@@ -194,9 +210,3 @@ def one_bucket(rows: Sequence[Row], config: DataConfig, modalities: dict) -> Buc
             "choose with data.modality and data.channels"
         )
     return buckets[0]
-
-
-def statistics_of(row: Row, names: Sequence[str]) -> tuple:
-    """Return the ChannelStatistics of the channels `names` of an image, in that order."""
-    have = {channel.name: entry for channel, entry in zip(row.channels, row.statistics, strict=True)}
-    return tuple(have[name] for name in names)

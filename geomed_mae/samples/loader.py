@@ -1,47 +1,41 @@
 """Steps to batches: batch t is a pure function of (archive, recipe, seed, t), computed here or in workers.
 
-There is no epoch and no sampler state: a resumed run asks for batch t and gets the bits that it would have got.
+There is no epoch and no sampler state: a resumed run asks for batch t and gets the bits that it would have got. Steps
+are made in windows of `data.shuffle_steps`: the crops of a read are dealt out to all steps of the window that draw the
+same bucket (see `dealing`). Window n is steps n * shuffle_steps to (n + 1) * shuffle_steps - 1, wherever a run begins.
+
+Memory: one window of crops as they are stored (shuffle_steps times a batch, of a process's own samples), each with a
+byte of validity; for a moment two, while a batch of the last is still in use. Every worker has as much.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from geomed_mae.archives.index import Index, Row
-from geomed_mae.errors import GeomedError, OutputError, ReadError
+from geomed_mae.errors import ConfigError, ReadError
 from geomed_mae.modalities import resolve_modalities
-from geomed_mae.samples.augment import Symmetry, draw_symmetry
+from geomed_mae.samples.augment import draw_symmetry
 from geomed_mae.samples.batch import Batch
 from geomed_mae.samples.buckets import Bucket, draw_bucket, make_buckets, shares
-from geomed_mae.samples.crops import ImageCache, bounding_window, counter_rng, draw_places, seen
+from geomed_mae.samples.crops import bounding_window, counter_rng, draw_places, seen
+from geomed_mae.samples.dealing import Read, crops_per_read, deal
+from geomed_mae.samples.filling import Drawn, Filling, Memory
+from geomed_mae.samples.memory import ImageCache
+from geomed_mae.samples.workers import load_steps
 
 if TYPE_CHECKING:
     from geomed_mae.config import DataConfig
+    from geomed_mae.samples.store import Store
 
 REDRAWS = 8
 """Attempts at crops with enough valid pixels, or at an image that reads; then the best crops so far are taken."""
-
-PLACES, MOST_CROPS = 4, 16
-"""Where the recipe does not say how many crops are read together: a batch has at least so many places, and a read at
-most so many crops."""
-
-WORKER_TIMEOUT_S = 900
-"""A worker that gives nothing for so long hangs (a dead network drive, for example) and is replaced."""
-
-WORKER_RESTARTS = 2
-"""Times that workers which died (killed for memory, mostly) are replaced before the run stops."""
-
-KEPT_ARRAYS = 6
-"""Arrays of past batches kept for the next: two a batch; while one batch is made, one or two others are in use."""
 
 PURPOSE_BUCKET, PURPOSE_CROP = 0, 1
 """Streams of `counter_rng`: the choice of bucket, and everything about one read."""
@@ -49,228 +43,198 @@ PURPOSE_BUCKET, PURPOSE_CROP = 0, 1
 EXAMPLE_STEP = 1 << 40
 """Number of the step that pictures belong to; no run is that long."""
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """One crop: raw (C, *crop), valid (C or 1, *crop), both before `symmetry`, and its share of valid values."""
-
-    row: Row
-    raw: np.ndarray
-    valid: np.ndarray
-    symmetry: Symmetry
-    share: float
-
-
-class _Memory:
-    """Arrays of batches that nobody holds any more, given out again: to touch fresh memory costs as much as to fill it.
-
-    What is given out is a view, and a tensor made of it holds that view; when the view is gone, all tensors are.
-    """
-
-    def __init__(self) -> None:
-        self.given: list[tuple[np.ndarray, weakref.ref]] = []
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return _Memory, ()  # another process starts with none
-
-    def array(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """Return an array of this shape and type, with any content."""
-        base = None
-        for number, (held, view) in enumerate(self.given):
-            if view() is None and held.shape == shape and held.dtype == dtype:
-                base = held
-                del self.given[number]
-                break
-        base = np.empty(shape, dtype) if base is None else base
-        view = base.view()
-        self.given = [*self.given[-KEPT_ARRAYS + 1 :], (base, weakref.ref(view))]
-        return view
-
-
-class _Filling:
-    """A batch in the making. Crops are copied in one by one, so that each can leave its memory to the next."""
-
-    def __init__(self, bucket: Bucket, size: int, memory: _Memory) -> None:
-        self.bucket = bucket
-        self.raw = memory.array((size, len(bucket.channels), *bucket.crop), np.float32)
-        self.valid = memory.array(self.raw.shape, np.bool_)
-        self.crops: list[tuple[Row, Symmetry]] = []
-
-    def add(self, crop: _Drawn) -> None:
-        """Copy in the next crop."""
-        number = len(self.crops)
-        self.raw[number] = crop.symmetry.view(crop.raw)
-        self.valid[number] = True if crop.share == 1 else crop.symmetry.view(crop.valid)
-        self.crops.append((crop.row, crop.symmetry))
-
-    def batch(self, step: int, failed: Sequence[str]) -> Batch:
-        """Return what has been added as a Batch."""
-        spacings = [None if row.spacing is None else symmetry.spacing(row.spacing) for row, symmetry in self.crops]
-        names = [channel.name for channel in self.bucket.channels]
-        return Batch(
-            raw=torch.from_numpy(self.raw),
-            valid=torch.from_numpy(self.valid),
-            channels=self.bucket.channels,
-            modality=self.bucket.modality,
-            spacing=None if spacings[0] is None else torch.tensor(spacings, dtype=torch.float32),
-            keys=tuple(row.key for row, _ in self.crops),
-            statistics=tuple(_statistics(row, names) for row, _ in self.crops),
-            step=step,
-            failed=tuple(failed),
-        )
+MEASURED_STEPS = 3
+"""Steps that the speed of loading is measured on, at least."""
 
 
 class Steps(Dataset):
-    """Map-style data set whose index is the step and whose items are whole Batches. Picklable; opens files lazily."""
+    """Map-style data set whose index is the step and whose items are whole Batches. Picklable; opens files lazily.
 
-    def __init__(self, index: Index, config: DataConfig, *, seed: int, batch_size: int, augment: bool = True) -> None:
+    The window of the last item is kept, so that steps in order cost no more than they must.
+
+    Args:
+        index: archive.
+        config: what is read, and how.
+        seed, batch_size: of the recipe; `batch_size` counts the samples of all processes.
+        augment: whether crops are moved by the symmetries of their modality.
+        rank, world: number of this process and of all: a batch is samples rank * batch_size / world and following.
+            Sample n of a step is the same for any world.
+        store: cache on disk.
+
+    Raises:
+        ConfigError: weights or crops do not fit the archive, or `world` does not divide `batch_size`.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        config: DataConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        augment: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        store: Store | None = None,
+    ) -> None:
+        if batch_size % world or not 0 <= rank < world:
+            raise ConfigError(
+                f"train.batch_size {batch_size} cannot be shared evenly by {world} processes (this is number {rank}); "
+                f"set it to a multiple of {world}"
+            )
         modalities = {modality.name: modality for modality in resolve_modalities(config.modality)}
-        self.buckets = make_buckets(index.rows, config, modalities)
+        buckets = make_buckets(index.rows, config, modalities)
+        self.buckets = buckets if augment else tuple(replace(bucket, flips=()) for bucket in buckets)
         shares(self.buckets, config.weights)  # weights that do not fit the archive are an error now, not at a step
         self.config, self.seed, self.batch_size = config, seed, batch_size
-        self.cache = ImageCache(index, config.cache_mb)
-        self.memory = _Memory()
+        self.samples = range(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.cache = ImageCache(index, config.cache_mb, store)
+        self.memory = Memory()
+        self._window: _Window | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process makes windows of its own."""
+        return {**self.__dict__, "_window": None}
+
+    @property
+    def window_steps(self) -> int:
+        """Steps that are made together."""
+        return self.config.shuffle_steps
+
+    @property
+    def crops_per_read(self) -> int:
+        """Crops that are read together where all steps of a window draw the same bucket."""
+        return crops_per_read(self.window_steps, self.batch_size, self.config.crops_per_read)
 
     def __getitem__(self, step: int) -> Batch:
-        """Return the batch of `step`.
+        """Return this process's part of the batch of `step`.
 
         Raises:
             ReadError: none of several images in a row could be read.
         """
-        luck = counter_rng(self.seed, step, purpose=PURPOSE_BUCKET).random()
-        bucket = draw_bucket(self.buckets, luck, self.config.weights)
-        failed: list[str] = []
-        filling = _Filling(bucket, self.batch_size, self.memory)
-        for first in range(0, self.batch_size, self.crops_per_read):
-            count = min(self.crops_per_read, self.batch_size - first)
-            failed += self._fill(filling, counter_rng(self.seed, step, sample=first, purpose=PURPOSE_CROP), count)
-        return filling.batch(step, failed)
+        number = step // self.window_steps
+        if self._window is None or self._window.number != number:
+            self._window = None  # leaves its memory to the next
+            self._window = _Window(self, number)
+        return self._window.batch(step)
 
-    @property
-    def crops_per_read(self) -> int:
-        """Crops that are read together: the recipe's number, or one that leaves a batch PLACES places."""
-        return self.config.crops_per_read or min(MOST_CROPS, max(1, self.batch_size // PLACES))
+    def bucket_of(self, step: int) -> Bucket:
+        """Return the bucket that a step draws."""
+        luck = counter_rng(self.seed, step, purpose=PURPOSE_BUCKET).random()
+        return draw_bucket(self.buckets, luck, self.config.weights)
+
+    def make(self, bucket: Bucket, steps: Sequence[int]) -> list[Batch]:
+        """Return the batches of the steps of a window that draw `bucket`.
+
+        Raises:
+            ReadError: none of several images in a row could be read.
+        """
+        own, first = len(self.samples), steps[0]
+        filling = Filling(bucket, len(steps) * own, self.memory)
+        failed: list[list[str]] = [[] for _ in steps]
+        crops = crops_per_read(len(steps), self.batch_size, self.config.crops_per_read)
+        for read in deal(self.seed, first, len(steps), batch_size=self.batch_size, crops=crops):
+            places = self._places(read)
+            mine = [place for place in places if place is not None]
+            if mine:
+                rng = counter_rng(self.seed, first, read.number, PURPOSE_CROP)
+                failed[min(mine) // own] += self._fill(filling, places, rng)
+        return [
+            filling.batch(range(n * own, (n + 1) * own), step, samples=self.samples, failed=failed[n])
+            for n, step in enumerate(steps)
+        ]
+
+    def _places(self, read: Read) -> list[int | None]:
+        """Return the place of each crop of a read among this process's own, None for those of other processes."""
+        own = self.samples
+        return [
+            step * len(own) + sample - own.start if sample in own else None
+            for step, sample in zip(read.steps.tolist(), read.samples.tolist(), strict=True)
+        ]
 
     def examples(self, bucket: Bucket, count: int) -> Batch:
         """Return `count` crops of a bucket, unturned, from a stream that training never reaches: for pictures."""
-        filling = _Filling(replace(bucket, flips=()), count, self.memory)
+        filling = Filling(replace(bucket, flips=()), count, self.memory)
         failed: list[str] = []
         for sample in range(count):
-            failed += self._fill(filling, counter_rng(self.seed, EXAMPLE_STEP, sample, PURPOSE_CROP), 1)
-        return filling.batch(EXAMPLE_STEP, failed)
+            failed += self._fill(filling, [sample], counter_rng(self.seed, EXAMPLE_STEP, sample, PURPOSE_CROP))
+        return filling.batch(range(count), EXAMPLE_STEP, failed=failed).physical()
 
-    def _fill(self, filling: _Filling, rng: np.random.Generator, count: int) -> list[str]:
-        """Add `count` crops of an image; those with too few valid pixels are drawn again from another place.
+    def _fill(self, filling: Filling, places: Sequence[int | None], rng: np.random.Generator) -> list[str]:
+        """Put crops of an image to `places`; those with too few valid pixels are drawn again from another place.
 
         Bounded: after REDRAWS attempts the best of the refused crops fill the gap. Returns what could not be read.
         """
-        bucket, missing = filling.bucket, count
-        refused: list[_Drawn] = []
+        bucket, open_places = filling.bucket, list(places)
+        refused: list[Drawn] = []
         trouble: dict[str, ReadError] = {}
         for _ in range(REDRAWS):
             row = bucket.draw(rng.random(), frozenset(trouble))
             if row is None:
                 break
-            starts = draw_places(rng, row, bucket.crop, missing)
+            starts = draw_places(rng, row, bucket.crop, len(open_places))
             try:
                 for crop in self._cut(bucket, row, starts, rng):
                     if crop.share >= self.config.min_valid:
-                        filling.add(crop)
-                        missing -= 1
+                        _put(filling, open_places.pop(0), crop)
                     else:
                         refused.append(crop)
             except ReadError as error:
                 # The file was whole when the archive was scanned. One image must not end a run, and must not be
                 # dropped unseen either: it is named in the batch, and the run's error budget decides.
                 trouble[row.key] = error
-            if missing == 0:
+            if not open_places:
                 break
         # A read that succeeds gives all that is missing, so there are too few only if none did.
-        if len(refused) < missing:
+        if len(refused) < len(open_places):
             last = list(trouble.values())[-1].reason
             raise ReadError(
                 f"{len(trouble)} images in a row could not be read while making a batch (last: {last}); is the archive "
                 "still in place? scan it again",
                 last,
             )
-        for crop in sorted(refused, key=lambda crop: -crop.share)[:missing]:
-            filling.add(crop)
+        best = sorted(refused, key=lambda crop: -crop.share)
+        for place, crop in zip(open_places, best, strict=False):
+            _put(filling, place, crop)
         return [f"{key}: {error.reason}" for key, error in trouble.items()]
 
     def _cut(
         self, bucket: Bucket, row: Row, starts: Sequence[tuple[int, ...]], rng: np.random.Generator
-    ) -> Iterator[_Drawn]:
+    ) -> Iterator[Drawn]:
         windows = [bounding_window([start], bucket.crop, row.shape) for start in starts]
-        for start, window, whole in zip(starts, windows, self.cache.read_many(row, windows), strict=True):
-            image = whole
-            if image.channels != bucket.channels:
-                image = image.select(tuple(channel.name for channel in bucket.channels))
-            raw, valid = seen(image, [part.start for part in window], start, bucket.crop)
+        wanted = [channel.name for channel in bucket.channels]
+        have = [channel.name for channel in row.channels]
+        order = None if have == wanted else [have.index(name) for name in wanted]
+        for start, window, piece in zip(starts, windows, self.cache.read_pieces(row, windows), strict=True):
+            part = seen(piece, [side.start for side in window], start, bucket.crop)
+            if order is not None:
+                part = part.select(order)
             symmetry = draw_symmetry(rng, bucket.flips, bucket.crop)
-            yield _Drawn(row, raw, valid, symmetry, np.count_nonzero(valid) / valid.size)
+            yield Drawn(row, part, symmetry, np.count_nonzero(part.valid) / part.valid.size)
 
 
-def _statistics(row: Row, names: Sequence[str]) -> tuple:
-    have = {channel.name: entry for channel, entry in zip(row.channels, row.statistics, strict=True)}
-    return tuple(have[name] for name in names)
+def _put(filling: Filling, place: int | None, crop: Drawn) -> None:
+    """Put a crop to its place; that of another process goes nowhere, but had to be drawn with its read."""
+    if place is not None:
+        filling.put(place, crop)
 
 
-class _Guarded(Dataset):
-    """Gives an expected error as an item: torch would print a worker's traceback, with paths, and lose its type."""
+class _Window:
+    """The batches of a window of steps, those of a bucket made when the first of them is asked for."""
 
-    def __init__(self, inner: Mapping[int, Batch] | Dataset) -> None:
-        self.inner = inner
+    def __init__(self, steps: Steps, number: int) -> None:
+        self.steps, self.number = steps, number
+        self.made: dict[int, Batch] = {}
+        first = number * steps.window_steps
+        self.buckets = {step: steps.bucket_of(step) for step in range(first, first + steps.window_steps)}
 
-    def __getitem__(self, step: int) -> Batch | GeomedError:
-        try:
-            return self.inner[step]
-        except GeomedError as error:
-            return error
-
-
-def _unchanged(item: Batch | GeomedError) -> Batch | GeomedError:
-    return item
-
-
-def load_steps(steps: Dataset, first: int, stop: int, *, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """Yield `steps[first]` to `steps[stop - 1]`, in this order, made here (`workers` 0) or ahead in processes.
-
-    Workers that die or hang are replaced and asked again: what they make depends on the step alone.
-
-    Raises:
-        ReadError and others: as raised by the item, whichever process made it.
-        OutputError: workers keep dying; the message says what to do.
-    """
-    restarts = 0
-    while first < stop:
-        loader = DataLoader(
-            _Guarded(steps),
-            batch_size=None,
-            sampler=range(first, stop),
-            num_workers=workers,
-            collate_fn=_unchanged,
-            pin_memory=pin_memory,
-            timeout=WORKER_TIMEOUT_S if workers else 0,
-            prefetch_factor=2 if workers else None,
-        )
-        try:
-            for item in loader:
-                if isinstance(item, GeomedError):
-                    raise item
-                yield item
-                first += 1
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            restarts += 1
-            if restarts > WORKER_RESTARTS:
-                raise OutputError(
-                    f"loader workers died {restarts} times, last at step {first}: memory or shared memory is short; "
-                    "lower data.cache_mb, or set data.workers=0"
-                ) from None
-            log.warning("a loader worker died at step %d; workers are started again", first)
+    def batch(self, step: int) -> Batch:
+        """Return the batch of one of its steps."""
+        if step not in self.made:
+            bucket = self.buckets[step]
+            together = [other for other, its in self.buckets.items() if its is bucket]
+            self.made.update(zip(together, self.steps.make(bucket, together), strict=True))
+        return self.made[step]
 
 
 def batches(
@@ -281,8 +245,13 @@ def batches(
     return load_steps(made, start_step, steps, workers=config.workers)
 
 
-def measure_rate(steps: Steps, count: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return samples per second of making `count` batches in this process, the first (cold) one included."""
+def measure_rate(steps: Steps, count: int | None = None, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return samples per second of making `count` batches in this process, the first (cold) one included.
+
+    By default whole windows of steps, at least MEASURED_STEPS: what a window shares is paid for at its first step.
+    """
+    if count is None:
+        count = -(-MEASURED_STEPS // steps.window_steps) * steps.window_steps
     begin = clock()
-    made = sum(len(steps[step]) for step in range(count))
+    made = sum(len(steps[step].physical()) for step in range(count))
     return made / max(clock() - begin, 1e-9)

@@ -1,11 +1,26 @@
 """Training: the one loop and what surrounds it. `loop`, `optim` and `checkpoint` need torch and safetensors alone.
 
-loop         steps, clipping, NaN policy, signals, log lines
+loop         the loop: data, gradients, update, log, save
+learner      what it changes: a module, its optimisers, the average of its weights
 optim        parameter groups, Muon and AdamW, the learning rate of a step
+muon         Muon by several processes
+average      the moving average of the weights
+distributed  the processes of a run, and what they tell one another
+parallel     one module in several processes: replicated, in parts, compiled
 checkpoint   atomic, verified, without pickle
+signals      being told to stop
+watch        counts, means and the bar that a user sees
 objective    what a pretraining step computes from a batch
+begin        contract and first weights of a run
+plan         what a dry run tells
 run          the run folder: who may write to it, what is recorded
 events       TensorBoard event files without host names
+observers    watching a run: live panels, the live probe, what the report needs
+pictures     which channels, planes and grey values a panel shows
 panels       pictures of reconstructions
+live_files   how live panels are called, and which are kept
+probing      features against labels: the maths of the verb `probe` and of the live probe
+probe_online, probe_windows   the live probe, and what it looks at
+mlflow_log   the same numbers for MLflow, optional
 metrics      downstream scores
 """

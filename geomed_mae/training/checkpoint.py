@@ -3,6 +3,7 @@
     checkpoints/step-00000500/
       model.safetensors       parameters and buffers by name
       optimizer.safetensors   optimiser tensors by name
+      average.safetensors     averaged parameters by name, with train.ema alone
       state.json              step and everything else that is not a tensor
       MANIFEST.sha256         in the form that `sha256sum -c` checks
 
@@ -18,8 +19,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,16 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from geomed_mae.errors import IntegrityError, OutputError
-from geomed_mae.models.manifest import read_folder, write_folder
+from geomed_mae.models.manifest import digests, read_folder, write_folder
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+STATE = "state.json"
+RESERVE = 64 << 20
+"""Bytes that stay free on the disk beyond a checkpoint, for logs, pictures and the neighbours."""
+
+PER_TENSOR = 1024
+"""More than a tensor takes in the header of a file."""
+
 LEFTOVERS = ".step-*"
 """Temporary folders of a process that was killed while it saved; the next save removes them."""
 
@@ -47,6 +56,12 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights worth using: averaged where there is an average."""
+        return {**self.model, **self.average}
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -75,42 +90,69 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
+    average: Mapping[str, Tensor] | None = None,
     keep: int = 2,
+    keep_every: int | None = None,
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then delete all but the newest `keep`.
+
+    Those of steps that are multiples of `keep_every` stay as well.
 
     Raises:
         OutputError: disk full, no permission, or the disk does not return what was written. Older checkpoints stay.
     """
-    files = {
-        MODEL: tensor_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
-        OPTIMIZER: tensor_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()}),
-        STATE: json.dumps({**state, "step": step}, indent=1).encode(),
-    }
+    tensors = {MODEL: model, OPTIMIZER: optimizer} | ({AVERAGE: average} if average else {})
+    files: dict[str, bytes | Callable[[], bytes]] = {name: partial(_bytes, part) for name, part in tensors.items()}
+    files[STATE] = json.dumps({**state, "step": step}, indent=1).encode()
+    needed = len(files[STATE]) + sum(
+        tensor.nbytes + PER_TENSOR for part in tensors.values() for tensor in part.values()
+    )
     target = step_folder(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(LEFTOVERS):
             shutil.rmtree(leftover)
-        write_folder(target, files)
+        _check_room(folder, needed)
+        written = write_folder(target, files)
         _fsync_folder(target)
         _fsync_folder(folder)
-        if read_folder(target) != files:
-            raise IntegrityError("it reads back incomplete")
+        if digests(target) != written:
+            raise IntegrityError("it reads back as something else")
         # Only now, with the new one safe on disk, may an old one go.
-        for old in [present for present in steps_present(folder) if present < step][: -keep + 1 or None]:
-            # Renamed first: killed half-way through its deletion, it must not look like a checkpoint any more.
-            doomed = folder / f".{step_folder(folder, old).name}.deleted"
-            step_folder(folder, old).rename(doomed)
-            shutil.rmtree(doomed)
+        _delete_old(folder, step, keep, keep_every)
     except (OSError, IntegrityError) as error:
-        needed = sum(map(len, files.values())) / 2**20
         detail = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OutputError(
-            f"the checkpoint of step {step} ({needed:.0f} MiB) cannot be written ({detail}); earlier checkpoints are "
-            "intact: make room or give permission, then continue with --resume"
+            f"the checkpoint of step {step} ({needed / 2**20:.0f} MiB) cannot be written ({detail}); earlier "
+            "checkpoints are intact: make room or give permission, then continue with --resume"
         ) from error
     return target
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return tensor_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < needed + RESERVE:
+        missing = (needed + RESERVE - free) / 2**20
+        raise OSError(
+            f"{free / 2**20:.0f} MiB are free, {missing:.0f} MiB more are needed to keep {RESERVE >> 20} MiB in reserve"
+        )
+
+
+def _delete_old(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
+    """Delete what is older than the newest `keep`, but for multiples of `keep_every`."""
+    older = [present for present in steps_present(folder) if present < step]
+    for old in older[: -keep + 1 or None]:
+        if keep_every is not None and old % keep_every == 0:
+            continue
+        # Renamed first: killed half-way through its deletion, it must not look like a checkpoint any more.
+        doomed = folder / f".{step_folder(folder, old).name}.deleted"
+        step_folder(folder, old).rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def load(path: Path) -> Checkpoint:
@@ -122,7 +164,14 @@ def load(path: Path) -> Checkpoint:
     files = read_folder(path)
     try:
         state = json.loads(files[STATE])
-        return Checkpoint(int(state["step"]), path, load_tensors(files[MODEL]), load_tensors(files[OPTIMIZER]), state)
+        return Checkpoint(
+            int(state["step"]),
+            path,
+            load_tensors(files[MODEL]),
+            load_tensors(files[OPTIMIZER]),
+            state,
+            load_tensors(files[AVERAGE]) if AVERAGE in files else {},
+        )
     except (ValueError, KeyError, SafetensorError) as error:
         raise IntegrityError(f"checkpoint {path.name} is none: {type(error).__name__}: {error}") from error
 

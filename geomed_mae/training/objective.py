@@ -7,7 +7,7 @@ function of (parameters, batch, step).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geomed_mae.errors import IntegrityError
 from geomed_mae.models.contract import Contract, normalise, scaling
-from geomed_mae.models.mae import MaskedAutoencoder
+from geomed_mae.models.mae import MAEOutput, MaskedAutoencoder
 from geomed_mae.models.masking import Masking, MaskPlan, plan_masks, valid_tokens
 from geomed_mae.models.patches import patch_grid, unpatchify
 from geomed_mae.models.spec import ModelSpec
@@ -57,18 +57,22 @@ class Reconstruction:
 
 
 class MaskedObjective:
-    """Binds the model, the contract that scales its input, and the masks."""
+    """Binds the model, the contract that scales its input, and the masks.
+
+    `forward` is what computes a step's loss: the model, or what spreads it over processes.
+    """
 
     def __init__(self, mae: MaskedAutoencoder, contract: Contract, *, masking: Masking, seed: int) -> None:
         self.mae, self.contract, self.masking, self.seed = mae, contract, masking, seed
+        self.forward: Callable[..., MAEOutput] = mae
 
     def prepare(self, batch: Batch, step: int, masking: Masking) -> ModelInput:
-        """Scale a batch and draw its masks, on the batch's device.
+        """Scale a batch and draw its masks, on the batch's device; each sample's by its number over all processes.
 
         Raises:
             ConfigError: the contract does not know a channel, or knows it in another unit.
         """
-        device = batch.raw.device
+        batch, device = batch.physical(), batch.raw.device
         entries = self.contract.entries(batch.modality, batch.channels)
         center, scale, floor = (
             torch.from_numpy(np.stack(values)).to(device, non_blocking=True)
@@ -81,6 +85,7 @@ class MaskedObjective:
             masking,
             (self.seed, step),
             grid=patch_grid(batch.raw.shape[2:], patch),
+            samples=batch.samples or None,
             channels=len(batch.channels),
         )
         return ModelInput(
@@ -96,7 +101,7 @@ class MaskedObjective:
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one step and its parts."""
         ready = self.prepare(batch, step, self.masking)
-        out = self.mae(ready.pixels, ready.valid, batch.channels, ready.spacing, ready.plan, floor=ready.floor)
+        out = self.forward(ready.pixels, ready.valid, batch.channels, ready.spacing, ready.plan, floor=ready.floor)
         return out.loss, {**out.parts, "valid_fraction": batch.valid.float().mean()}
 
     def reconstruct(self, batch: Batch, step: int) -> Reconstruction:
@@ -104,6 +109,7 @@ class MaskedObjective:
 
         All channels are shown to the encoder and all hidden patches are asked for.
         """
+        batch = batch.physical()
         ready = self.prepare(batch, step, replace(self.masking, channel_drop=0.0, predict_ratio=None))
         answer = self.mae.reconstruct(
             ready.pixels, ready.valid, batch.channels, ready.spacing, ready.plan, floor=ready.floor
@@ -150,7 +156,7 @@ def restore_objective(checkpoint: Checkpoint) -> MaskedObjective:
     state = checkpoint.state
     try:
         mae = MaskedAutoencoder.from_spec(ModelSpec.from_json(json.dumps(state["spec"])))
-        mae.load_state_dict(checkpoint.model)
+        mae.load_state_dict(checkpoint.weights)
         contract = Contract.from_json(json.dumps(state["contract"]))
         drawn = {key: tuple(value) if isinstance(value, list) else value for key, value in state["masking"].items()}
         masking, seed = Masking(**drawn), int(state["seed"])

@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from geomed_mae.training.distributed import Ranks
+from geomed_mae.training.muon import DealtMuon, ShardedMuon
+from geomed_mae.training.parallel import placed_like
 
 if TYPE_CHECKING:
     from geomed_mae.config import TrainConfig
@@ -103,14 +108,21 @@ class Optimizers:
             ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
             for number, parameter in enumerate(ordered):
                 prefix = f"{self._names[id(parameter)]}/"
-                entries = {name.removeprefix(prefix): own[name].clone() for name in own if name.startswith(prefix)}
+                entries = {
+                    name.removeprefix(prefix): placed_like(own[name].clone(), parameter)
+                    for name in own
+                    if name.startswith(prefix)
+                }
                 if entries:
                     state[number] = entries
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def build_optimizers(module: nn.Module, train: TrainConfig) -> Optimizers:
-    """Return the optimisers of all parameters that require gradients; learning rates are the peaks."""
+def build_optimizers(module: nn.Module, train: TrainConfig, ranks: Ranks | None = None) -> Optimizers:
+    """Return the optimisers of all parameters that require gradients; learning rates are the peaks.
+
+    `ranks` are the processes that train the module; None is this one alone.
+    """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     depth = max((int(found[1]) + 1 for name, _ in named if (found := ENCODER_BLOCK.search(name))), default=0)
     groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
@@ -133,5 +145,13 @@ def build_optimizers(module: nn.Module, train: TrainConfig) -> Optimizers:
         # Fused: five times faster than the loop over tensors on a CPU, and one kernel launch on a GPU.
         members["adamw"] = torch.optim.AdamW(adamw, betas=ADAM_BETAS, fused=True)
     if muon:
-        members["muon"] = torch.optim.Muon(muon, momentum=MUON_MOMENTUM, nesterov=True, adjust_lr_fn="original")
+        members["muon"] = _muon(muon, ranks or Ranks())
     return Optimizers(members, {id(parameter): name for name, parameter in named})
+
+
+def _muon(groups: list[dict[str, Any]], ranks: Ranks) -> torch.optim.Optimizer:
+    if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
+        return ShardedMuon(groups, MUON_MOMENTUM)
+    if not ranks.alone:
+        return DealtMuon(groups, MUON_MOMENTUM, ranks)
+    return torch.optim.Muon(groups, momentum=MUON_MOMENTUM, nesterov=True, adjust_lr_fn="original")

@@ -1,44 +1,31 @@
 """Panels: pictures of what a masked autoencoder saw and what it made of it, in physical units.
 
-One row an example (a volume gives up to three: the fullest planes that are not slivers), four columns: the image, what
-the encoder saw, the reconstruction (visible patches are the image's own) and the error, with a scale in the channel's
-unit. Of the crops given, those with the most structure are shown, because air and open water say little; the errors
-that are returned are those of all crops.
+One row an example (a volume gives up to three, one a plane), four columns: the image, what the encoder saw, the
+reconstruction (visible patches are the image's own) and the error, with scales in the channel's unit. Of the crops
+given, those with the most structure are shown, because air and open water say little; the errors that are returned are
+those of all crops. See `training.pictures` for what is drawn how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from geomed_mae.errors import OutputError
-from geomed_mae.image import Channel
 from geomed_mae.models.patches import patchify
 from geomed_mae.samples.batch import Batch
+from geomed_mae.training.live_files import BOXES
 from geomed_mae.training.objective import MaskedObjective, Reconstruction
-
-NATURAL_NM = (665.0, 560.0, 490.0)
-"""Red, green and blue of a natural-colour composite: the channels with the nearest wavelengths are shown."""
-
-NATURAL_TOLERANCE_NM = 60.0
-"""A channel further off than this is not a colour of the composite."""
-
-STRETCH = (2.0, 98.0)
-"""Percentiles of the shown values that become black and white."""
+from geomed_mae.training.pictures import Crop, Letters, Picture, rows_of, shown_groups
 
 ERROR_PERCENTILE = 99.0
 """Percentile of the absolute error that ends the error's colour scale."""
 
-HIDDEN_GREY, INVALID_WHITE = 0.45, 1.0
-PLANES = ("row x column", "slice x column", "slice x row")
-"""Planes across the slice, row and column axes; which of them is axial depends on how a volume was acquired."""
-
-SLIVER = 0.3
-"""A plane that is thinner than this share of its width is not drawn."""
+HIDDEN, INVALID = (0.56, 0.64, 0.74), (1.0, 1.0, 1.0)
+"""Colours of hidden patches, blue so that no grey of an image is like it, and of pixels that are not valid."""
 
 ROWS = 6
 """Rows of a panel: six 2D crops, or two volumes of three planes."""
@@ -46,51 +33,32 @@ ROWS = 6
 CANDIDATES = 24
 """Crops to give to `draw_reconstructions`, for errors that mean something and a choice that shows something."""
 
-COLUMNS = ("image", "seen by the encoder", "reconstruction", "absolute error")
 DPI = 150
-CELL_INCHES = 2.3
+CELL, GAP, SCALE, LEFT, TOP, BELOW = 2.1, 0.07, 0.62, 0.3, 0.6, 0.27
+"""Inches: widest cell, space between cells, room of a colour scale, left margin, heading, space below a row."""
+
+COLUMNS = {
+    "image": LEFT,
+    "seen by the encoder": LEFT + CELL + GAP,
+    "reconstruction": LEFT + 2 * (CELL + GAP),
+    "absolute error": LEFT + 3 * CELL + 2 * GAP + SCALE,
+}
+"""Name and left edge, in inches, of each column."""
+
+WIDTH = LEFT + 4 * CELL + 2 * GAP + 2 * SCALE
+TALLEST = 1.5
+"""Largest height of a cell over the widest width."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """One row of a panel: `image` and `answer` (y, x, 1 or 3) in physical units, three masks (y, x).
-
-    `aspect` is the height of a pixel over its width.
-    """
-
-    label: str
-    image: np.ndarray
-    answer: np.ndarray
-    valid: np.ndarray
-    seen: np.ndarray
-    asked: np.ndarray
-    aspect: float
-
-
-def shown_channels(channels: Sequence[Channel]) -> tuple[int, ...]:
-    """Return the channels to show: three for a natural-colour composite where there are such, else the first."""
-    picked = []
-    for wanted in NATURAL_NM:
-        distances = [
-            (abs(channel.wavelength_nm - wanted), index)
-            for index, channel in enumerate(channels)
-            if channel.kind == "optical" and channel.wavelength_nm is not None
-        ]
-        if not distances or min(distances)[0] > NATURAL_TOLERANCE_NM:
-            return (0,)
-        picked.append(min(distances)[1])
-    return tuple(picked) if len(set(picked)) == len(picked) else (0,)
-
-
-def most_structure(batch: Batch, patch: Sequence[int], count: int) -> list[int]:
+def most_structure(batch: Batch, made: Reconstruction, patch: Sequence[int], count: int) -> list[int]:
     """Return the numbers, rising, of the `count` crops with the most structure; the model's answers play no part.
 
     Structure is the standard deviation of the patches' means in the first shown channel, in units of the image's own
     spread: noise averages out, and arbitrary units cancel.
     """
-    first = shown_channels(batch.channels)[0]
-    means = patchify(batch.raw[:, [first]].cpu(), patch)[:, :, 0].mean(-1)
-    whole = patchify(batch.valid[:, [first]].cpu(), patch)[:, :, 0].all(-1)
+    first = shown_groups(batch.channels)[0][0]
+    means = patchify(made.image[:, [first]], patch)[:, :, 0].mean(-1)
+    whole = patchify(batch.valid.cpu().expand(made.image.shape)[:, [first]], patch)[:, :, 0].all(-1)
     spreads = [
         float(mean[inside].std()) / own[first].spread if int(inside.sum()) > 1 else 0.0
         for mean, inside, own in zip(means, whole, batch.statistics, strict=True)
@@ -98,79 +66,52 @@ def most_structure(batch: Batch, patch: Sequence[int], count: int) -> list[int]:
     return sorted(sorted(range(len(batch)), key=lambda number: -spreads[number])[:count])
 
 
-def pictures(batch: Batch, made: Reconstruction, numbers: Sequence[int]) -> list[Picture]:
-    """Cut the rows of a panel, for the crops `numbers`, out of a reconstructed batch."""
-    chosen = list(shown_channels(batch.channels))
+def pictures(
+    batch: Batch, made: Reconstruction, numbers: Sequence[int], sides: Mapping[str, Letters] | None = None
+) -> list[Picture]:
+    """Cut the rows of a panel, for the crops `numbers`, out of a reconstructed batch.
+
+    `sides` is image key -> letters of its axes (`pictures.sides`); planes of other volumes are named after array axes.
+    """
     rows = []
     for place, number in enumerate(numbers, start=1):
-        spacing = [1.0] * (batch.raw.ndim - 2) if batch.spacing is None else batch.spacing[number].tolist()
-        arrays = [
-            np.moveaxis(array.numpy(), 0, -1)
-            for array in (
-                made.image[number][chosen],
-                made.answer[number][chosen],
-                batch.valid[number][chosen].any(dim=0, keepdim=True).cpu(),
-                made.seen[number],
-                made.asked[number][chosen].any(dim=0, keepdim=True),
-            )
-        ]
-        inside = _extent(arrays[2][..., 0])
-        arrays = [array[inside] for array in arrays]
-        for label, index, (height, width) in _planes(arrays[2][..., 0], spacing):
-            image, answer, valid, seen, asked = (array[index] for array in arrays)
-            title = " · ".join(part for part in (f"example {place}", label) if part)
-            rows.append(Picture(title, image, answer, valid[..., 0], seen[..., 0], asked[..., 0], height / width))
+        axes = made.image.ndim - 2
+        spacing = [1.0] * axes if batch.spacing is None else batch.spacing[number].tolist()
+        crop = Crop(
+            image=made.image[number].numpy(),
+            answer=made.answer[number].numpy(),
+            valid=batch.valid[number].cpu().expand(made.image.shape[1:]).numpy(),
+            seen=made.seen[number, 0].numpy(),
+            asked=made.asked[number].numpy(),
+            spacing=spacing,
+            letters=(sides or {}).get(batch.keys[number]) if axes == 3 else None,
+        )
+        rows += rows_of(crop, batch.channels, place)
     return rows
 
 
-def _extent(valid: np.ndarray) -> tuple[slice, ...]:
-    """Return the box around all valid pixels of a crop (all of it when there are none): padding shows nothing."""
-    box = []
-    for axis in range(valid.ndim):
-        places = np.flatnonzero(valid.any(axis=tuple(other for other in range(valid.ndim) if other != axis)))
-        box.append(slice(places[0], places[-1] + 1) if places.size else slice(None))
-    return tuple(box)
+def _stretched(array: np.ndarray, row: Picture) -> np.ndarray:
+    from matplotlib import colormaps
 
-
-def _planes(valid: np.ndarray, spacing: Sequence[float]) -> list[tuple[str, tuple, tuple[float, float]]]:
-    """Return label, index into the spatial axes and pixel (height, width) of each plane of a crop to show.
-
-    Of a volume the fullest plane across each axis, the one next to the middle where several are equally full.
-    """
-    if valid.ndim == 2:
-        return [("", (), (spacing[0], spacing[1]))]
-    planes = []
-    for axis, name in enumerate(PLANES):
-        rest = [other for other in range(3) if other != axis]
-        if axis > 0 and valid.shape[rest[0]] * spacing[rest[0]] < SLIVER * valid.shape[rest[1]] * spacing[rest[1]]:
-            continue
-        count = valid.sum(axis=tuple(rest))
-        fullest = np.flatnonzero(count == count.max())
-        chosen = int(fullest[np.abs(fullest - valid.shape[axis] // 2).argmin()])
-        index = tuple(chosen if other == axis else slice(None) for other in range(3))
-        planes.append((name, index, (spacing[rest[0]], spacing[rest[1]])))
-    return planes
-
-
-def _stretched(array: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    values = np.clip((array - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values
+    # A broken model may answer with NaN; its picture is black there.
+    values = np.nan_to_num((array - row.window.low) / (row.window.high - row.window.low), posinf=1.0, neginf=0.0)
+    values = np.clip(values, 0, 1)
+    return colormaps[row.window.colours](values[..., 0])[..., :3] if values.shape[-1] == 1 else values
 
 
 def _cells(row: Picture) -> tuple[list[np.ndarray], np.ndarray, float]:
     """Return the first three cells as RGB (y, x, 3), the absolute error (y, x), and its mean over asked pixels."""
-    reference = row.image[row.valid] if row.valid.any() else row.image.reshape(-1, row.image.shape[-1])
-    low, high = np.percentile(reference, STRETCH, axis=0)
-    image, answer = _stretched(row.image, low, high), _stretched(row.answer, low, high)
-    masked = np.where(row.seen[..., None], image, HIDDEN_GREY)
+    image, answer = _stretched(row.image, row), _stretched(row.answer, row)
+    masked = np.where(row.seen[..., None], image, HIDDEN)
     for cell in (image, masked, answer):
-        cell[~row.valid] = INVALID_WHITE
+        cell[~row.valid] = INVALID
     error = np.where(row.asked, np.abs(row.answer - row.image).mean(axis=-1), np.nan)
-    return [image, masked, answer], error, float(error[row.asked].mean()) if row.asked.any() else 0.0
+    known = error[np.isfinite(error)]
+    return [image, masked, answer], error, float(known.mean()) if known.size else 0.0
 
 
-def draw(path: Path, rows: Sequence[Picture], *, title: str, unit: str) -> Path:
-    """Draw a panel as PNG.
+def draw(path: Path, rows: Sequence[Picture], *, title: str, dpi: int = DPI) -> Path:
+    """Draw a panel as PNG. All places are settled here, in inches: layout engines take most of a panel's time.
 
     Raises:
         OutputError: the file cannot be written.
@@ -178,72 +119,140 @@ def draw(path: Path, rows: Sequence[Picture], *, title: str, unit: str) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = [_cells(row) for row in rows]
-    heights = [min(max(row.image.shape[0] / row.image.shape[1] * row.aspect, 0.3), 1.6) for row in rows]
-    width, height = CELL_INCHES * (len(COLUMNS) + 0.45), CELL_INCHES * sum(heights) + 0.22 * len(rows) + 0.75
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    sizes = [_cell_size(row) for row in rows]
+    height = TOP + sum(size[0] + BELOW for size in sizes)
+    figure = Figure(figsize=(WIDTH, height), dpi=dpi)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-    axes = figure.subplots(len(rows), len(COLUMNS), squeeze=False, height_ratios=heights)
-    for line, (row, (shown, error, mean), cell) in enumerate(zip(axes, cells, rows, strict=True)):
-        for axis, picture in zip(row, shown, strict=False):
-            axis.imshow(picture, aspect=cell.aspect, interpolation="nearest")
-        _draw_error(figure, row[-1], error, cell.aspect, unit)
-        row[0].set_ylabel(cell.label, fontsize=7.5)
-        row[-1].set_xlabel(f"mean {mean:.3g} {unit}", fontsize=7)
-        for axis, name in zip(row, COLUMNS, strict=True):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if line == 0:
-                axis.set_title(name, fontsize=8.5)
+    figure.text(0.08 / WIDTH, 1 - 0.22 / height, title, fontsize=9.5, va="center")
+    boxes: list[list[tuple[float, ...]]] = [[], [], []]
+    top = TOP
+    for number, (row, (tall, wide)) in enumerate(zip(rows, sizes, strict=True)):
+        places = [(left + (CELL - wide) / 2, top, wide, tall) for left in COLUMNS.values()]
+        axes = [_axes(figure, place) for place in places]
+        _draw_row(figure, axes, row, places)
+        for axis, name in zip(axes, COLUMNS, strict=True):
+            if number == 0:
+                axis.set_title(name, fontsize=8.5, pad=4)
+        for box, place in zip(boxes, places, strict=False):
+            box.append(place)
+        top += tall + BELOW
+    # No "Software" entry: a picture of the same model is the same file.
+    about = {"Software": None, BOXES: " ".join(";".join(_pixels(cell, dpi) for cell in column) for column in boxes)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # No "Software" entry: a picture of the same model is the same file.
-        figure.savefig(path, format="png", metadata={"Software": None})
+        partial = path.with_name(f".{path.name}.partial")
+        figure.savefig(partial, format="png", metadata=about)
+        partial.replace(path)
     except OSError as error:
         raise OutputError(f"the picture '{path.name}' cannot be written: {error.strerror or error}") from error
     return path
 
 
-def _draw_error(figure: Any, axis: Any, error: np.ndarray, aspect: float, unit: str) -> None:
-    """Draw the absolute error of asked pixels with its colour bar; what was not asked stays white."""
+def _cell_size(row: Picture) -> tuple[float, float]:
+    """Return (height, width) in inches of a cell in true proportion."""
+    ratio = row.image.shape[0] / row.image.shape[1] * row.aspect
+    wide = CELL * min(1.0, TALLEST / ratio)
+    return wide * ratio, wide
+
+
+def _axes(figure: Any, place: Sequence[float]) -> Any:
+    """Add axes at (left, top, width, height) in inches from the upper left corner."""
+    left, top, wide, tall = place
+    width, height = figure.get_size_inches()
+    axis = figure.add_axes((left / width, 1 - (top + tall) / height, wide / width, tall / height))
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return axis
+
+
+def _pixels(place: Sequence[float], dpi: int) -> str:
+    """Return a cell's box in pixels as "left,top,right,bottom"."""
+    left, top, wide, tall = place
+    return ",".join(str(round(one * dpi)) for one in (left, top, left + wide, top + tall))
+
+
+def _draw_row(figure: Any, axes: Sequence[Any], row: Picture, places: Sequence[tuple[float, ...]]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    shown, error, mean = _cells(row)
+    for axis, picture in zip(axes, shown, strict=False):
+        axis.imshow(picture, aspect="auto", interpolation="nearest")
     finite = error[np.isfinite(error)]
     limit = float(np.percentile(finite, ERROR_PERCENTILE)) if finite.size else 0.0
-    drawn = axis.imshow(error, aspect=aspect, cmap="magma", vmin=0, vmax=limit or 1.0, interpolation="nearest")
-    bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-    bar.ax.tick_params(labelsize=6, length=2)
-    bar.set_label(unit, fontsize=6.5)
+    drawn = axes[3].imshow(error, aspect="auto", cmap="magma", vmin=0, vmax=limit or 1.0, interpolation="nearest")
+    _scale(figure, drawn, places[3], row.unit)
+    if len(row.window.low) == 1:
+        grey = ScalarMappable(Normalize(float(row.window.low[0]), float(row.window.high[0])), row.window.colours)
+        _scale(figure, grey, places[2], row.unit)
+    axes[0].set_ylabel(row.label, fontsize=7.5, labelpad=3)
+    axes[0].set_xlabel(row.window.name, fontsize=6.5, loc="left", labelpad=2)
+    axes[3].set_xlabel(f"mean {mean:.3g} {row.unit}", fontsize=6.5, labelpad=2)
+    _letters(axes[0], row.edges)
+
+
+def _scale(figure: Any, drawn: Any, place: Sequence[float], unit: str) -> None:
+    left, top, wide, tall = place
+    bar = figure.colorbar(drawn, cax=_axes(figure, (left + wide + 0.06, top, 0.08, tall)))
+    bar.ax.tick_params(labelsize=6, length=2, pad=1.5)
+    bar.set_label(unit, fontsize=6.5, labelpad=2)
     bar.outline.set_visible(False)
+
+
+def _letters(axis: Any, edges: str) -> None:
+    """Write the patient's sides at the middle of a plane's edges."""
+    from matplotlib.patheffects import withStroke
+
+    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
+    places += ((0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
+    for letter, (x, y, across, up) in zip(edges, places, strict=False):
+        said = axis.text(x, y, letter, ha=across, va=up, fontsize=7, color="white", transform=axis.transAxes)
+        said.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
 
 
 def caption(batch: Batch, mask_ratio: float, patch: Sequence[int]) -> str:
     """Return a panel's title: modality, what is shown, mask ratio, patch and spacing."""
-    names = [batch.channels[index].name for index in shown_channels(batch.channels)]
+    names = [batch.channels[index].name for group in shown_groups(batch.channels) for index in group]
     shown = f"{'/'.join(names)} of {len(batch.channels)} channels" if len(batch.channels) > 1 else names[0]
-    parts = [batch.modality, shown, f"{mask_ratio:.0%} of patches hidden", f"patch {' x '.join(map(str, patch))}"]
+    parts = [
+        Path(batch.modality).stem,
+        shown,
+        f"{mask_ratio:.0%} of patches hidden",
+        f"patch {' x '.join(map(str, patch))}",
+    ]
     if batch.spacing is not None:
         unit = "m" if batch.channels[0].kind in ("optical", "thermal", "sar", "elevation") else "mm"
         parts.append(f"spacing {' x '.join(f'{value:.3g}' for value in batch.spacing[0].tolist())} {unit}")
     return "  ·  ".join(parts)
 
 
-def draw_reconstructions(objective: MaskedObjective, batch: Batch, path: Path) -> dict[str, dict[str, Any]]:
+def draw_reconstructions(
+    objective: MaskedObjective,
+    batch: Batch,
+    path: Path,
+    *,
+    sides: Mapping[str, Letters] | None = None,
+    rows: int = ROWS,
+    dpi: int = DPI,
+    note: str = "",
+) -> dict[str, dict[str, Any]]:
     """Reconstruct a batch, draw some of its crops to `path`, and return the errors of all (see `error_summary`).
 
-    The masks are those of the batch's own step number.
+    The masks are those of the batch's own step number. `note` is put before the title.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    device = next(objective.mae.parameters()).device
-    made = objective.reconstruct(batch.to(device), batch.step)
-    patch = objective.mae.spec.patch(batch.raw.ndim - 2)
+    batch = batch.to(next(objective.mae.parameters()).device)
+    made = objective.reconstruct(batch, batch.step)
+    patch = objective.mae.spec.patch(made.image.ndim - 2)
     ratio = objective.masking.ratio_at((objective.seed, batch.step))
     # A crop gives one row or more; the first that do not fit any more are left out.
-    rows = pictures(batch, made, most_structure(batch, patch, ROWS))[:ROWS]
-    draw(path, rows, title=caption(batch, ratio, patch), unit=batch.channels[0].unit)
+    shown = pictures(batch, made, most_structure(batch, made, patch, rows), sides)[:rows]
+    title = "  ·  ".join(part for part in (note, caption(batch, ratio, patch)) if part)
+    draw(path, shown, title=title, dpi=dpi)
     return error_summary(batch, made)
 
 

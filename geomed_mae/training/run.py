@@ -31,20 +31,39 @@ from typing import Any, Self
 import torch
 from pydantic import BaseModel
 
-from geomed_mae.config import Recipe, dump_recipe, load_recipe
+from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError
-from geomed_mae.training.checkpoint import Checkpoint, newest_valid
+from geomed_mae.recipe_file import dump_recipe, load_recipe
+from geomed_mae.training.checkpoint import Checkpoint, load, newest_valid, step_folder
+from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.events import EventFile
+from geomed_mae.training.mlflow_log import MlflowLog, require_mlflow
 
 RECIPE, ENVIRONMENT, METRICS, LOG = "recipe.resolved.yaml", "environment.json", "metrics.jsonl", "train.log"
 SUMMARY, LOCK = "summary.json", ".lock"
-FILES = (RECIPE, ENVIRONMENT, METRICS, LOG, SUMMARY, LOCK, "report.html")
-FOLDERS = ("checkpoints", "encoder", "model", "panels", "tensorboard")
+FILES = (RECIPE, ENVIRONMENT, METRICS, LOG, SUMMARY, LOCK, "report.html", "archive.json", "mlflow.json")
+FOLDERS = ("checkpoints", "encoder", "model", "panels", "tensorboard", "mlruns", "cache")
 """All that a run consists of; --overwrite deletes these and nothing else."""
+
+PARTIAL = ".{}.partial"
+"""Name of a file that is being written."""
 
 PACKAGES = ("geomed-mae", "torch", "timm", "numpy", "safetensors", "rasterio", "pydicom", "nibabel", "monai")
 LOGGED = ("geomed_mae.training", "geomed_mae.samples", "geomed_mae.pretrain", "geomed_mae.finetune")
 """Loggers whose messages reach train.log. Those of readers may name files and stay out."""
+
+
+_locks: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _leave_locks_to_the_parent() -> None:
+    """Close the copies that a forked process has: a loader worker that outlives a killed run must not hold its lock."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def is_run(folder: Path) -> bool:
@@ -70,9 +89,13 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    _write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     with _writing(path.name):
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial = path.with_name(PARTIAL.format(path.name))
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
 
@@ -145,6 +168,7 @@ class RunFolder:
         """
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude one another")
+        require_mlflow(recipe)
         self.path = Path(out)
         present = is_run(self.path)
         if present and not (resume or overwrite):
@@ -160,14 +184,15 @@ class RunFolder:
                 self._clear()
             self._begin(recipe, {**environment, "archive": archive})
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
 
     def _check_unused(self) -> None:
         if not self.path.is_dir():
             raise ConfigError(f"'{self.path}' is a file; --out takes a folder")
         # What a killed start may have left behind is not in the way.
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*FILES, *FOLDERS))
+        known = {*FILES, *FOLDERS, *map(PARTIAL.format, FILES)}
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in known)
         if foreign:
             raise ConfigError(
                 f"'{self.path}' is not empty and holds no run (found '{foreign[0]}'); give a new or an empty folder"
@@ -180,13 +205,19 @@ class RunFolder:
         except BlockingIOError:
             os.close(descriptor)
             raise OutputError(f"another process is writing the run '{self.path}'; wait for it or stop it") from None
+        _locks.add(descriptor)
         return descriptor
+
+    def _unlock(self) -> None:
+        _locks.discard(self._lock)
+        os.close(self._lock)
 
     def _clear(self) -> None:
         with _writing(f"the run folder '{self.path}'"):
             for name in FILES:
                 if name != LOCK:
                     (self.path / name).unlink(missing_ok=True)
+                    (self.path / PARTIAL.format(name)).unlink(missing_ok=True)
             for name in FOLDERS:
                 if (self.path / name).exists():
                     shutil.rmtree(self.path / name)
@@ -215,7 +246,7 @@ class RunFolder:
         with _writing(f"the run folder '{self.path}'"):
             # The recipe last: a folder counts as a run when both files are there.
             write_json(self.path / ENVIRONMENT, environment)
-            (self.path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+            _write_text(self.path / RECIPE, dump_recipe(recipe))
             (self.path / SUMMARY).unlink(missing_ok=True)
             self._keep_metrics_until(step)
             self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
@@ -227,13 +258,15 @@ class RunFolder:
         self._level = self._logger.level
         self._logger.addHandler(self._handler)
         self._logger.setLevel(min(self._level or logging.INFO, logging.INFO))
+        name, resumed = recipe.train.mlflow, self.resumed is not None
+        self._mlflow = None if name is None else MlflowLog(name, self.path, recipe, resumed=resumed)
 
     def _keep_metrics_until(self, step: int) -> None:
         """Drop the lines of steps that are going to be done again."""
         path = self.path / METRICS
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            _write_text(path, "".join(f"{line}\n" for line in kept))
 
     @property
     def checkpoints(self) -> Path:
@@ -241,7 +274,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def record(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and to TensorBoard; NaN and infinity become null.
+        """Append one line to metrics.jsonl, TensorBoard and MLflow; NaN and infinity become null.
 
         Raises:
             OutputError: disk full, for example.
@@ -259,6 +292,8 @@ class RunFolder:
             self._metrics.write(json.dumps(clean) + "\n")
             self._metrics.flush()
             self._events.scalars(int(clean["step"]), scalars)
+        if self._mlflow is not None:
+            self._mlflow.record(clean)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines recorded so far, those of earlier sessions included."""
@@ -276,7 +311,7 @@ class RunFolder:
         self._handler.close()
         self._events.close()
         self._metrics.close()
-        os.close(self._lock)
+        self._unlock()
 
     def __enter__(self) -> Self:
         return self
@@ -284,7 +319,47 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._mlflow is not None:
+            self._mlflow.close(kind)
         self.close()
+
+
+class FollowedRun:
+    """The run folder for the processes that do not write to it; same interface as far as training needs it."""
+
+    def __init__(self, path: Path, step: int | None) -> None:
+        """Follow the run at `path`, which goes on from the checkpoint of `step`; None begins.
+
+        Raises:
+            IntegrityError: this process reads other bytes there than the first one.
+        """
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.resumed = None if step is None else load(step_folder(self.checkpoints, step))
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Do nothing: the first process records."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def open_run(out: Path, recipe: Recipe, ranks: Ranks, **how: Any) -> RunFolder | FollowedRun:
+    """Open the run folder in the first process, and follow it in the others; arguments as of RunFolder.
+
+    Raises:
+        GeomedError: what RunFolder raises, in all processes.
+    """
+    opened: list[RunFolder] = []
+
+    def first() -> int | None:
+        opened.append(RunFolder(out, recipe, **how))
+        return opened[0].resumed.step if opened[0].resumed else None
+
+    step = ranks.first_does(first)
+    return opened[0] if opened else FollowedRun(Path(out), step)
 
 
 def _step_of(line: str) -> float:

@@ -14,9 +14,9 @@ from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.label_pairs import pair
 from geomed_mae.archives.label_values import label_query, target_of
 from geomed_mae.archives.labels import match_labels
-from geomed_mae.config import build_recipe, dump_recipe, load_recipe
 from geomed_mae.errors import ConfigError, ReadError
 from geomed_mae.readers import IGNORE, LabelQuery
+from geomed_mae.recipe_file import build_recipe, dump_recipe, load_recipe
 from tests.make_dicom import uid, write_series
 from tests.make_labels import contour, frame_of, segment, square, write_rtstruct, write_seg
 from tests.scenes import mr_volume

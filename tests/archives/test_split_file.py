@@ -13,8 +13,8 @@ from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.index import Index
 from geomed_mae.archives.split_file import FILE, load_split
 from geomed_mae.archives.splits import SplitRequest, parse_shares
-from geomed_mae.config import build_recipe
 from geomed_mae.errors import ConfigError, IntegrityError, LeakageError
+from geomed_mae.recipe_file import build_recipe
 from geomed_mae.scan import scan
 from tests.scenes import landsat_scene
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geomed_mae.models.spec import TARGETS
-from geomed_mae.models.targets import masked_mean, normalisation, patch_targets
+from geomed_mae.models.targets import mean_of_samples, normalisation, patch_targets
 
 FLOOR = torch.tensor([[0.05, 0.1]])
 
@@ -70,4 +70,13 @@ def test_statistics_tell_the_normalisation_of_whole_patches(kind):
 
 
 def test_a_mean_over_nothing_is_zero_not_nan():
-    assert masked_mean(torch.full((3,), float("nan")), torch.zeros(3, dtype=torch.bool)) == 0
+    assert mean_of_samples(torch.full((2, 3), float("nan")), torch.zeros(2, 3, dtype=torch.bool)) == 0
+
+
+def test_a_mean_over_samples_is_the_mean_of_the_means_of_its_parts():
+    values, counted = torch.randn(6, 5, 2), torch.rand(6, 5, 2) < 0.4
+    whole = mean_of_samples(values, counted)
+    parts = [mean_of_samples(values[some], counted[some]) for some in (slice(0, 3), slice(3, 6))]
+    assert torch.allclose(whole, sum(parts) / 2)
+    by_hand = [values[n][counted[n]].mean() if counted[n].any() else torch.zeros(()) for n in range(6)]
+    assert torch.allclose(whole, torch.stack(by_hand).mean())

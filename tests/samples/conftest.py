@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from geomed_mae.archives.identity import PixelDigest
 from geomed_mae.archives.index import Row
 from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import ReadError
@@ -81,6 +82,23 @@ class MemoryIndex:
     def read_many(self, key: str, windows: list[tuple[slice, ...]]) -> list[Image]:
         """Read as Index.read_many does."""
         return [self.read(key, window) for window in windows]
+
+    def read_many_stored(self, key: str, windows: list[tuple[slice, ...]]) -> None:
+        """Know nothing of stored integers, as most readers."""
+
+    def outline(self, key: str) -> Image:
+        """Give what Index.outline does: here the image itself."""
+        return self.images[key]
+
+    def scaling(self, key: str) -> None:
+        """Know no more about stored numbers than the header of a DICOM file."""
+
+    def pixel_digest(self, key: str) -> str:
+        """Return a digest as Index.pixel_digest does."""
+        image = self.images[key]
+        digest = PixelDigest(image.array.shape)
+        digest.add(image)
+        return digest.hex()
 
 
 def coordinates(*shape: int) -> np.ndarray:

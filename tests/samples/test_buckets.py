@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from geomed_mae.config import DataConfig
 from geomed_mae.errors import ConfigError
+from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality
+from geomed_mae.models.channels import describe
+from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.samples.buckets import draw_bucket, make_buckets, shares
+from geomed_mae.samples.loader import Steps
 
 MODALITIES = {name: load_modality(name) for name in ("landsat7", "ct")}
 
@@ -97,3 +103,66 @@ def test_weights_that_do_not_fit_the_archive_are_an_error(memory_index, weights)
     found = make_buckets(memory_index.rows, DataConfig(crop_2d=(8, 8), crop_3d=(2, 8, 8)), MODALITIES)
     with pytest.raises(ConfigError, match=r"the archive holds \['ct', 'landsat7'\]; give each of these a weight"):
         shares(found, weights)
+
+
+def mr_rows(index, times: list[tuple[float | None, float | None]]):
+    """Add volumes with these (repetition, echo) times in ms; returns their rows."""
+    for _ in times:
+        index.add(np.ones((1, 4, 20, 20)), modality="mr")
+    return [
+        replace(
+            row,
+            channels=(Channel(name="MR", kind="mr", unit="a.u.", repetition_time_ms=repetition, echo_time_ms=echo),),
+        )
+        for row, (repetition, echo) in zip(index.rows, times, strict=True)
+    ]
+
+
+VOLUMES = DataConfig(crop_3d=(2, 8, 8))
+
+
+def test_series_of_a_protocol_share_a_bucket_though_their_times_differ_a_little(memory_index):
+    rng = np.random.default_rng(0)
+    contrasts = [(500.0, 10.0), (4000.0, 90.0), (8000.0, 120.0)]
+    times = [
+        (repetition * rng.uniform(0.95, 1.05), echo * rng.uniform(0.95, 1.05))
+        for repetition, echo in contrasts
+        for _ in range(30)
+    ]
+    found = make_buckets(mr_rows(memory_index, times), VOLUMES, MODALITIES)
+    assert len(found) <= 2 * len(contrasts) < 20, "a border of a third may pass through a cluster, on either axis"
+    assert sum(len(bucket.rows) for bucket in found) == 90
+    for bucket in found:
+        own = [row.channels[0] for row in bucket.rows]
+        (channel,) = bucket.channels
+        assert channel.echo_time_ms == np.median([one.echo_time_ms for one in own])
+        assert max(one.echo_time_ms for one in own) / min(one.echo_time_ms for one in own) < 2 ** (1 / 3)
+        assert max(one.repetition_time_ms for one in own) < 1.3 * min(one.repetition_time_ms for one in own)
+
+
+def test_contrasts_and_unknown_times_are_kept_apart(memory_index):
+    times = [(500.0, 10.0), (500.0, 90.0), (None, None), (1.0, 10.0), (None, 10.0)]
+    found = make_buckets(mr_rows(memory_index, times), VOLUMES, MODALITIES)
+    assert len(found) == 5 and {bucket.channels[0].echo_time_ms for bucket in found} == {10.0, 90.0, None}
+
+
+def test_times_of_zero_are_unknown_as_they_are_to_the_model(memory_index):
+    (found,) = make_buckets(mr_rows(memory_index, [(0.0, 10.0), (None, 10.0)]), VOLUMES, MODALITIES)
+    assert describe(found.channels[0]) == describe(found.rows[0].channels[0]) == describe(found.rows[1].channels[0])
+
+
+def test_buckets_with_median_physics_do_not_depend_on_the_order_of_rows(memory_index):
+    rows = mr_rows(memory_index, [(500.0, 10.0), (505.0, 10.5), (510.0, 10.2), (4000.0, 90.0)])
+    forward, backward = (make_buckets(some, VOLUMES, MODALITIES) for some in (rows, rows[::-1]))
+    assert [one.channels for one in forward] == [one.channels for one in backward]
+    assert forward[0].channels[0].echo_time_ms in (10.2, 90.0)
+
+
+def test_crops_of_a_bucket_have_its_median_physics_and_the_contract_finds_them_by_name(memory_index):
+    rows = mr_rows(memory_index, [(500.0, 10.0), (505.0, 10.5), (510.0, 10.2)])
+    memory_index.rows = tuple(rows)
+    steps = Steps(memory_index, VOLUMES.model_copy(update={"modality": ("mr",)}), seed=0, batch_size=6)
+    batch = steps[0].physical()
+    assert batch.channels[0].echo_time_ms == 10.2 and (batch.raw == 1).all() and len(set(batch.keys)) > 1
+    entries = contract_entries(load_modality("mr"), rows[0].channels, [rows[0].statistics])
+    assert Contract(channels=entries).entries("mr", batch.channels) == entries

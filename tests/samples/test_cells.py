@@ -7,10 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from geomed_mae.config import DataConfig
 from geomed_mae.samples.cells import _edges, _plan, draw_cell
 from geomed_mae.samples.crops import draw_places
-from geomed_mae.samples.loader import Steps
 
 LAYOUTS = [
     # shape, crop, block: tiles larger than, as large as and smaller than the crop; strips; one block; a small image
@@ -122,12 +120,3 @@ def test_images_without_blocks_keep_the_neighbourhood(memory_index):
         drawn = [draw_places(np.random.default_rng(n), rows[key], (32, 32), 8) for n in range(50)]
         apart[key] = max(np.ptp([column for _, column in starts]) for starts in drawn)
     assert apart[plain] <= 32 < 300 < apart[blocked], "strips are read whole, so that crops lie anywhere in them"
-
-
-@pytest.mark.parametrize(
-    ("batch", "asked", "found"), [(1, None, 1), (16, None, 4), (64, None, 16), (512, None, 16), (64, 3, 3)]
-)
-def test_the_number_of_crops_a_read_follows_the_batch_unless_the_recipe_says(memory_index, batch, asked, found):
-    memory_index.add(np.ones((1, 64, 64)))
-    config = DataConfig(modality=("landsat7",), crop_2d=(16, 16), crops_per_read=asked)
-    assert Steps(memory_index, config, seed=0, batch_size=batch).crops_per_read == found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from geomed_mae.image import Channel, Image, PlaneGeometry
-from geomed_mae.samples.crops import ImageCache, bounding_window, counter_rng, cut, draw_starts
+from geomed_mae.samples.crops import bounding_window, counter_rng, cut, draw_starts
 
 
 def plane(array: np.ndarray, valid: np.ndarray | None = None) -> Image:
@@ -70,24 +70,3 @@ def test_a_crop_is_the_same_whether_cut_from_a_window_or_from_the_whole():
     window = cut(image.crop((slice(5, 25), slice(10, 30))), (5, 10), (7, 11), (8, 8))
     assert np.array_equal(whole[0], window[0]) and np.array_equal(whole[1], window[1])
     assert np.array_equal(whole[0], image.array[:, 7:15, 11:19])
-
-
-def test_small_images_are_decoded_once_and_large_ones_by_window(memory_index):
-    small, large = memory_index.add(np.ones((1, 64, 64))), memory_index.add(np.ones((1, 512, 512)))
-    rows = {row.key: row for row in memory_index.rows}
-    cache = ImageCache(memory_index, cache_mb=1)
-    window = (slice(0, 8), slice(0, 8))
-    for _ in range(3):
-        cache.read(rows[small], window)
-        cache.read(rows[large], window)
-    assert memory_index.whole_reads == 1 and memory_index.window_reads == 3
-
-
-def test_the_cache_never_holds_more_than_its_limit(memory_index):
-    keys = [memory_index.add(np.ones((1, 128, 128))) for _ in range(40)]
-    rows = {row.key: row for row in memory_index.rows}
-    cache = ImageCache(memory_index, cache_mb=1)
-    for key in keys:
-        cache.read(rows[key], (slice(0, 8), slice(0, 8)))
-    held = sum(image.array.nbytes + image.valid.nbytes for image in cache.held.values())
-    assert 0 < held <= 1 << 20

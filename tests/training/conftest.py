@@ -14,6 +14,8 @@ from geomed_mae.models.masking import Masking
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.samples.batch import Batch
 from geomed_mae.training.objective import MaskedObjective
+from tests.training.sessions import Sessions
+from tests.training.tiny_run import make_place, record_of, words
 
 SPEC = ModelSpec(
     dim=16,
@@ -46,6 +48,27 @@ def make_batch(modality: str, shape: tuple[int, ...], *, count: int = 3, step: i
         statistics=tuple(summarise(image, mask) for image, mask in zip(raw, valid, strict=True)),
         step=step,
     )
+
+
+@pytest.fixture(scope="session")
+def sessions():
+    """Sessions of `geomed-mae` that can be killed, see there."""
+    with Sessions() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, sessions):
+    """Recipe and index of a tiny run."""
+    return make_place(tmp_path_factory.mktemp("place"), sessions)
+
+
+@pytest.fixture(scope="session")
+def whole(place, sessions):
+    """The tiny run that nobody interrupted."""
+    done = sessions.run(*words(place, place / "whole"), record=record_of(place / "whole"))
+    assert done.code == 0, done.said
+    return place / "whole"
 
 
 @pytest.fixture

@@ -97,9 +97,60 @@ def test_a_full_disk_is_an_output_error_and_the_last_good_one_stays(tmp_path):
 
 def test_a_disk_that_returns_other_bytes_is_found_out(tmp_path, monkeypatch):
     write(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "read_folder", lambda folder: {})
-    with pytest.raises(OutputError, match="reads back incomplete"):
+    digests = checkpoint.digests
+    monkeypatch.setattr(checkpoint, "digests", lambda folder: {**digests(folder), "model.safetensors": "0" * 64})
+    with pytest.raises(OutputError, match="reads back as something else"):
         write(tmp_path, 2)
+
+
+def test_multiples_of_keep_every_stay_for_good(tmp_path):
+    for step in range(1, 10):
+        tensors = {"w": torch.zeros(1)}
+        checkpoint.save(tmp_path, step, model=tensors, optimizer={}, state={}, keep=2, keep_every=3)
+    assert checkpoint.steps_present(tmp_path) == [3, 6, 8, 9]
+
+
+def test_averaged_weights_are_what_others_use(tmp_path):
+    model = {"w": torch.zeros(3), "buffer": torch.ones(2)}
+    checkpoint.save(tmp_path, 1, model=model, optimizer={}, state={}, average={"w": torch.full((3,), 2.0)})
+    found = checkpoint.newest_valid(tmp_path)
+    assert torch.equal(found.model["w"], torch.zeros(3)) and torch.equal(found.weights["w"], torch.full((3,), 2.0))
+    assert torch.equal(found.weights["buffer"], torch.ones(2))
+
+
+def test_too_little_room_is_an_error_before_anything_is_written_and_says_how_much_is_missing(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    status = list(os.statvfs(tmp_path))
+    status[1], status[4] = 1 << 20, 10
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(status))
+    monkeypatch.setattr(checkpoint, "write_folder", lambda *_: pytest.fail("it writes"))
+    with pytest.raises(OutputError, match=r"step 2 .*10 MiB are free, 54 MiB more are needed to keep 64 MiB in res"):
+        write(tmp_path, 2, keep=1)
+    assert checkpoint.newest_valid(tmp_path).step == 1
+
+
+def test_a_file_is_made_when_the_one_before_is_on_disk(tmp_path, monkeypatch):
+    there = []
+    real = checkpoint.tensor_bytes
+
+    def noted(tensors):
+        there.append([path.name for path in sorted(tmp_path.glob(".step-*/*"))])
+        return real(tensors)
+
+    monkeypatch.setattr(checkpoint, "tensor_bytes", noted)
+    write(tmp_path, 1)
+    assert there == [[], ["model.safetensors"]]
+
+
+def test_whatever_fails_while_saving_leaves_no_part_behind(tmp_path, monkeypatch):
+    def fail(tensors):
+        raise MemoryError
+
+    write(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "tensor_bytes", fail)
+    with pytest.raises(MemoryError):
+        write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 SAVE_FOR_EVER = """

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from geomed_mae.config import TrainConfig
-from geomed_mae.errors import IntegrityError, NumericalError, Preempted
+from geomed_mae.errors import ConfigError, IntegrityError, NumericalError, Preempted
 from geomed_mae.training import checkpoint
+from geomed_mae.training.learner import Learner
 from geomed_mae.training.loop import MAX_BAD_STEPS, autocast, fit
-from geomed_mae.training.optim import build_optimizers
+from geomed_mae.training.watch import Bar, Progress, Window
 
 TRAIN = {"steps": 6, "batch_size": 4, "log_every": 2, "checkpoint_every": 100, "lr": 0.01, "seed": 3}
 
 
 class Numbers:
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, x=None) -> None:
         self.step = step
-        self.x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        self.x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step)) if x is None else x
+        self.keys = tuple(f"image{step}-{number}" for number in range(len(self.x)))
 
     def __len__(self) -> int:
-        return 4
+        return len(self.x)
+
+    def part(self, first, stop):
+        return Numbers(self.step, self.x[first:stop])
 
     def to(self, device):
         return self
@@ -40,11 +48,12 @@ def numbers(first):
 class Run:
     """A small model with dropout, whose randomness must be the same after a resume."""
 
-    def __init__(self, folder, **train) -> None:
+    def __init__(self, folder, dropout=0.5, **train) -> None:
         torch.manual_seed(0)
-        self.module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
         self.train = TrainConfig(**{**TRAIN, **train})
-        self.optimizers = build_optimizers(self.module, self.train)
+        self.learner = Learner(self.module, self.train)
+        self.optimizers = self.learner.optimizers
         self.folder, self.lines, self.seen = folder, [], []
 
     def step(self, batch, step):
@@ -55,8 +64,7 @@ class Run:
     def fit(self, step=None, **more):
         more.setdefault("resumed", checkpoint.newest_valid(self.folder))
         return fit(
-            self.module,
-            self.optimizers,
+            self.learner,
             numbers,
             step or self.step,
             self.train,
@@ -67,18 +75,30 @@ class Run:
         )
 
     def state(self):
-        return {**self.module.state_dict(), **self.optimizers.state_tensors()}
+        average = {} if self.learner.average is None else self.learner.average.shadow
+        return {
+            **self.module.state_dict(),
+            **self.optimizers.state_tensors(),
+            **{f"average {name}": value for name, value in average.items()},
+        }
 
 
 def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(tmp_path, number):
-    whole = Run(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("number", "train"),
+    [
+        (signal.SIGTERM, {}),
+        (signal.SIGUSR1, {"ema": 0.9, "accumulate": 2}),
+        (signal.SIGTERM, {"optimizer": "adamw", "ema": 0.5}),
+    ],
+)
+def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(tmp_path, number, train):
+    whole = Run(tmp_path / "whole", **train)
     whole.fit()
-    first = Run(tmp_path / "parts")
+    first = Run(tmp_path / "parts", **train)
 
     def stop_in_third(batch, step):
         if step == 2:
@@ -87,13 +107,16 @@ def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(tmp_path, num
 
     with pytest.raises(Preempted, match="told to stop at step 3 of 6: saved; continue with --resume"):
         first.fit(stop_in_third)
-    second = Run(tmp_path / "parts")
+    second = Run(tmp_path / "parts", **train)
     done = second.fit()
-    assert first.seen == [0, 1, 2] and second.seen == [3, 4, 5]
+    parts = train.get("accumulate", 1)
+    assert first.seen[::parts] == [0, 1, 2] and second.seen[::parts] == [3, 4, 5]
     assert equal(second.state(), whole.state())
     assert done.step == 6 and done.samples == 24
     saved = [checkpoint.newest_valid(tmp_path / name) for name in ("whole", "parts")]
-    assert equal(saved[0].model, saved[1].model) and equal(saved[0].optimizer, saved[1].optimizer)
+    for part in ("model", "optimizer", "average"):
+        assert equal(getattr(saved[0], part), getattr(saved[1], part))
+    assert bool(saved[0].average) == ("ema" in train)
 
 
 def test_the_handlers_of_signals_are_put_back(tmp_path):
@@ -129,7 +152,8 @@ def test_a_broken_step_is_skipped_and_recorded(tmp_path):
 
     done = run.fit(broken_once)
     assert done.skipped == 1 and done.bad_in_a_row == 0 and done.step == 6
-    assert {"step": 4, "skipped": True} in run.lines
+    images = [f"image3-{number}" for number in range(4)]
+    assert {"step": 4, "skipped": True, "images": images} in run.lines
     assert all(torch.isfinite(tensor).all() for tensor in run.module.state_dict().values())
 
 
@@ -165,6 +189,7 @@ def test_log_lines_are_means_since_the_last_line(tmp_path):
     for number, line in enumerate(run.lines):
         mean = sum(losses[2 * number : 2 * number + 2]) / 2
         assert line["loss"] == pytest.approx(mean) and line["part"] == pytest.approx(2 * mean)
+        assert line["samples"] == 4 * line["step"] and line["seconds"] > 0
         assert line["samples_per_second"] > 0 and 0 <= line["data_wait"] <= 1 and line["gradient_norm"] > 0
     assert done.first_loss == run.lines[0]["loss"] and done.last_loss == run.lines[-1]["loss"]
 
@@ -182,10 +207,110 @@ def _norm(module):
     return float(torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in module.parameters()])))
 
 
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tmp_path):
+    runs = {parts: Run(tmp_path / str(parts), accumulate=parts, dropout=0.0, optimizer="adamw") for parts in (1, 2, 4)}
+    for run in runs.values():
+        run.fit()
+    assert runs[4].seen == [step for step in range(6) for _ in range(4)]
+    for parts in (2, 4):
+        for one, other in zip(runs[1].lines, runs[parts].lines, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+            assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)
+        for one, other in zip(runs[1].module.parameters(), runs[parts].module.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused():
+    with pytest.raises(ValueError, match="accumulate 3 is no divisor of batch_size 4"):
+        TrainConfig(**{**TRAIN, "accumulate": 3})
+
+
+def test_the_average_is_the_one_computed_by_hand_and_skips_broken_steps(tmp_path):
+    run = Run(tmp_path, ema=0.6, steps=12)
+    mine = {name: value.detach().double() for name, value in run.module.named_parameters()}
+    updates = 0
+
+    def average(step):
+        nonlocal updates
+        if step == 5:
+            return
+        decay = min(0.6, (1 + updates) / (10 + updates))
+        updates += 1
+        for name, value in run.module.named_parameters():
+            mine[name] = decay * mine[name] + (1 - decay) * value.detach().double()
+
+    def broken_once(batch, step):
+        loss, parts = run.step(batch, step)
+        return loss * (float("nan") if step == 4 else 1.0), parts
+
+    run.fit(broken_once, observe=average)
+    assert updates == 11
+    for name, shadow in run.learner.average.shadow.items():
+        assert torch.allclose(shadow.double(), mine[name], atol=1e-6), name
+    weights = run.learner.weights()
+    assert torch.equal(weights["0.weight"], run.learner.average.shadow["0.weight"])
+    saved = checkpoint.newest_valid(tmp_path)
+    assert equal(saved.weights, weights) and not equal(saved.model, weights)
+
+
+def test_the_model_at_its_best_is_a_copy_with_averaged_weights_or_the_model_itself(tmp_path):
+    run = Run(tmp_path / "a", ema=0.9)
+    run.fit()
+    before = {name: value.clone() for name, value in run.module.state_dict().items()}
+    best = run.learner.best(lambda: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
+    assert not best.training and equal(best.state_dict(), run.learner.weights())
+    assert not equal(best.state_dict(), before) and equal(run.module.state_dict(), before)
+    plain = Run(tmp_path / "b")
+    assert plain.learner.best(lambda: None) is plain.module
+
+
+def test_observers_are_told_each_step_after_it_is_saved_and_change_nothing(tmp_path):
+    plain, watched = Run(tmp_path / "plain"), Run(tmp_path / "watched", checkpoint_every=1)
+    seen = []
+
+    def look(step):
+        seen.append((step, checkpoint.newest_valid(tmp_path / "watched").step))
+        watched.module.eval()
+        torch.manual_seed(step)
+        torch.randn(7)
+
+    plain.fit()
+    watched.fit(observe=look)
+    assert seen == [(step, step) for step in range(1, 7)]
+    assert equal(plain.state(), watched.state())
+
+
+def test_a_compiled_model_learns_the_same_up_to_rounding(tmp_path):
+    plain, compiled = Run(tmp_path / "a", dropout=0.0), Run(tmp_path / "b", dropout=0.0, compile=True)
+    plain.fit()
+    with warnings_of_torch_ignored():
+        compiled.fit()
+    for one, other in zip(plain.module.parameters(), compiled.module.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_an_error_that_names_the_key(tmp_path, monkeypatch):
+    import torch._inductor.config as inductor
+
+    run = Run(tmp_path, compile=True, dropout=0.25)
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    with warnings_of_torch_ignored(), pytest.raises(ConfigError, match=r"torch.compile failed .*train.compile=false"):
+        run.fit()
+
+
+@contextlib.contextmanager
+def warnings_of_torch_ignored():
+    """Compiling imports parts of torch that warn of other parts of torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     Run(tmp_path).fit()
     other = Run(tmp_path, steps=9)
-    other.module = nn.Linear(3, 1)
+    other.learner = Learner(nn.Linear(3, 1), other.train)
     with pytest.raises(IntegrityError, match="step-00000006 belongs to another model or version"):
         other.fit()
 
@@ -210,3 +335,29 @@ def test_loop_optim_and_checkpoint_import_without_the_heavy_parts():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_bar_shows_what_is_left_the_loss_and_the_wait_for_data(capsys):
+    done, window = Progress(), Window(torch.device("cpu"))
+    with Bar(0, 4, show=True) as bar:
+        for _ in range(2):
+            with window.waiting():
+                pass
+            done.count(4, finite=True)
+            done.note(0.25)
+            bar.advance(done, window)
+    shown = capsys.readouterr().err
+    assert "2/4" in shown and "loss=0.2500" in shown and "data_wait=" in shown and "step" in shown
+    with Bar(0, 4, show=False) as quiet:
+        quiet.advance(done, window)
+    assert capsys.readouterr().err == ""
+
+
+def test_waiting_for_data_is_told_as_a_share_of_the_time(monkeypatch):
+    now = iter([0.0, 1.0, 4.0, 10.0, 10.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    window = Window(torch.device("cpu"))
+    with window.waiting():
+        pass
+    window.add({"loss": torch.tensor(2.0)}, samples=5, finite=True)
+    assert window.line() == {"loss": 2.0, "samples_per_second": 0.5, "data_wait": 0.3}

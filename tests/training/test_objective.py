@@ -9,6 +9,8 @@ import torch
 
 from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.models.masking import Masking
+from geomed_mae.samples.augment import Symmetry
+from geomed_mae.samples.batch import Stored
 from geomed_mae.training import checkpoint
 from geomed_mae.training.objective import objective_state, restore_objective
 
@@ -92,3 +94,26 @@ def test_a_channel_that_the_contract_does_not_know_is_an_error(objective, batche
     stranger = replace(batch.channels[0], name="B99")
     with pytest.raises(ConfigError, match="B99"):
         objective.loss(replace(batch, channels=(stranger, *batch.channels[1:])), 0)
+
+
+def test_masks_belong_to_sample_numbers_and_not_to_processes(objective, batches_of):
+    batch = replace(batches_of("landsat7", (16, 16), count=4), samples=(0, 1, 2, 3))
+    whole = objective.prepare(batch, 7, Masking())
+    half = objective.prepare(batch.part(2, 4), 7, Masking())
+    assert torch.equal(half.plan.visible, whole.plan.visible[2:])
+    assert torch.equal(half.plan.asked, whole.plan.asked[2:])
+    assert not torch.equal(half.plan.visible, whole.plan.visible[:2])
+    alone = objective.prepare(replace(batch, samples=()), 7, Masking())
+    assert torch.equal(alone.plan.visible, whole.plan.visible), "without numbers they are 0, 1, 2 ..."
+
+
+def test_stored_numbers_are_read_before_anything_else(objective, batches_of):
+    batch = batches_of("landsat7", (16, 16))
+    numbers = torch.where(batch.valid, batch.raw, torch.tensor(0.0)).to(torch.int16)
+    ones = torch.ones(numbers.shape[:2], dtype=torch.float64)
+    symmetries = (Symmetry(), Symmetry((-1,), 1), Symmetry((-2,)))
+    stored = replace(batch, raw=numbers, stored=Stored(0.1 * ones, -1.5 * ones, symmetries))
+    physical = stored.physical()
+    assert not torch.equal(physical.valid, batch.valid)
+    assert torch.equal(objective.loss(stored, 2)[0], objective.loss(physical, 2)[0])
+    assert torch.equal(objective.reconstruct(stored, 2).image, physical.raw)

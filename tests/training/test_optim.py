@@ -11,7 +11,9 @@ from torch import nn
 from geomed_mae.config import TrainConfig
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.spec import ModelSpec
-from geomed_mae.training.optim import build_optimizers, layer_of, lr_scale
+from geomed_mae.training.distributed import Ranks
+from geomed_mae.training.muon import DealtMuon, dealt
+from geomed_mae.training.optim import MUON_MOMENTUM, build_optimizers, layer_of, lr_scale
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,38 @@ def test_the_state_survives_a_trip_through_named_tensors(optimizer):
     restored.load_state_tensors(tensors)
     trained(3, restored, again)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_matrices_are_dealt_out_so_that_all_hands_have_about_the_same_work():
+    shapes = [(192, 192), (768, 192), (192, 768), (576, 192)] * 6
+    for hands in (2, 3):
+        owners = dealt(shapes, hands)
+        work = [
+            sum(shape[0] * shape[1] * min(shape) for shape, owner in zip(shapes, owners, strict=True) if owner == hand)
+            for hand in range(hands)
+        ]
+        assert max(work) < 1.1 * min(work)
+    assert dealt([(2, 2)], 3) == [0]
+
+
+def test_muon_of_many_makes_the_steps_of_torchs_own_and_keeps_the_same_state():
+    def trained(make):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(*shape)) for shape in ((6, 4), (4, 12), (5, 5))]
+        muon = make([{"params": weights, "lr": 0.02, "weight_decay": 0.1}])
+        for step in range(4):
+            torch.manual_seed(step)
+            for weight in weights[: 3 - step % 2]:
+                weight.grad = torch.randn_like(weight)
+            muon.step()
+            muon.zero_grad()
+        return weights, muon
+
+    mine, many = trained(lambda groups: DealtMuon(groups, MUON_MOMENTUM, Ranks()))
+    theirs, own = trained(
+        lambda groups: torch.optim.Muon(groups, momentum=MUON_MOMENTUM, nesterov=True, adjust_lr_fn="original")
+    )
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+        assert many.state[one].keys() == own.state[other].keys()
+        assert torch.allclose(many.state[one]["momentum_buffer"], own.state[other]["momentum_buffer"])

@@ -9,76 +9,85 @@ import pytest
 
 from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import OutputError
-from geomed_mae.image import Channel
-from geomed_mae.modalities import load_modality
+from geomed_mae.training.live_files import BOXES
 from geomed_mae.training.panels import (
-    HIDDEN_GREY,
-    Picture,
+    HIDDEN,
     _cells,
     caption,
+    draw,
     draw_reconstructions,
     error_summary,
     most_structure,
     pictures,
-    shown_channels,
 )
+from geomed_mae.training.pictures import Picture, Window
 
 
-def names(modality):
-    channels = load_modality(modality).channels
-    return [channels[index].name for index in shown_channels(channels)]
-
-
-def test_optical_images_are_shown_in_natural_colours():
-    assert names("landsat7") == ["B3", "B2", "B1"]
-    assert names("sentinel2-l2a") == ["B04", "B03", "B02"] or names("sentinel2-l2a") == ["B4", "B3", "B2"]
-
-
-def test_other_images_are_shown_by_their_first_channel():
-    assert len(names("ct")) == len(names("sentinel1")) == 1
-    infrared = [Channel(name=str(nm), kind="optical", wavelength_nm=nm) for nm in (850.0, 1600.0, 2200.0)]
-    assert shown_channels(infrared) == (0,)
-
-
-def test_a_volume_gives_its_three_middle_planes_with_their_proportions(objective, batches_of):
+def test_a_volume_gives_a_row_a_plane_with_the_sides_of_its_patient(objective, batches_of):
     batch = batches_of("ct", (4, 16, 16), count=1)
-    rows = pictures(batch, objective.reconstruct(batch, 0), [0])
-    assert [row.label.split(" · ")[1] for row in rows] == ["row x column", "slice x column", "slice x row"]
+    rows = pictures(batch, objective.reconstruct(batch, 0), [0], {"k0": ("IS", "AP", "RL")})
+    assert [row.label.split(" · ")[1] for row in rows] == ["axial", "coronal", "sagittal"]
     assert [row.image.shape for row in rows] == [(16, 16, 1), (4, 16, 1), (4, 16, 1)]
     assert [row.aspect for row in rows] == [0.5, 2.5, 5.0]  # spacing 5 x 1 x 2 mm
-    assert np.array_equal(rows[0].image[..., 0], batch.raw[0, 0, 2].numpy())
-    assert np.array_equal(rows[1].image[..., 0], batch.raw[0, 0, :, 8].numpy())
+    coronal = rows[1].image[::-1, :, 0]  # superior is on top
+    assert any(np.array_equal(coronal, batch.raw[0, 0, :, place].numpy()) for place in range(16))
 
 
-def test_planes_that_are_slivers_are_left_out(objective, batches_of):
-    batch = batches_of("ct", (2, 16, 48), count=1)  # 10 x 16 x 96 mm
-    rows = pictures(batch, objective.reconstruct(batch, 0), [0])
-    assert [row.label for row in rows] == ["example 1 · row x column", "example 1 · slice x row"]
-
-
-def test_crops_are_chosen_by_the_structure_of_the_image_in_its_own_units(batches_of):
+def test_crops_are_chosen_by_the_structure_of_the_image_in_its_own_units(objective, batches_of):
     batch = batches_of("landsat7", (16, 16), count=4)
     batch.raw[1, :, 8:] += 300  # a coast
     batch.raw[3, :, :, 8:] += 200
     batch.raw[0] = (batch.raw[0] - 70) * 1e4  # noise in large units
     own = summarise(batch.raw[0].numpy(), batch.valid[0].numpy())
     batch = replace(batch, statistics=(own, *batch.statistics[1:]))
-    assert most_structure(batch, (4, 4), 2) == [1, 3]
+    assert most_structure(batch, objective.reconstruct(batch, 0), (4, 4), 2) == [1, 3]
 
 
-def picture() -> Picture:
-    image = np.linspace(0, 100, 16).reshape(4, 4, 1)
-    valid, seen, asked = np.ones((4, 4), bool), np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    valid[3], seen[0], asked[1:3] = False, True, True
-    return Picture("x", image, image + 7 * asked[..., None], valid, seen, asked, 1.0)
+def picture(height: int = 4, aspect: float = 1.0) -> Picture:
+    image = np.linspace(0, 100, 4 * height).reshape(height, 4, 1)
+    valid, seen, asked = np.ones((height, 4), bool), np.zeros((height, 4), bool), np.zeros((height, 4), bool)
+    valid[-1], seen[0], asked[1:3] = False, True, True
+    window = Window(np.array([0.0]), np.array([100.0]), "all of it")
+    return Picture("x", image, image + 7 * asked[..., None], valid, seen, asked, aspect, window, "HU", "RLAP")
 
 
-def test_hidden_is_grey_invalid_is_white_and_the_error_is_where_it_was_asked():
+def test_hidden_patches_have_a_colour_of_their_own_invalid_is_white_and_the_error_is_where_it_was_asked():
     (image, masked, answer), error, mean = _cells(picture())
-    assert (masked[1:3] == HIDDEN_GREY).all() and np.array_equal(masked[0], image[0])
+    assert (masked[1:3] == HIDDEN).all() and np.array_equal(masked[0], image[0])
+    assert np.ptp(HIDDEN) > 0.1, "no grey of an image"
     assert all((cell[3] == 1).all() for cell in (image, masked, answer))
     assert np.isnan(error[0]).all() and np.isnan(error[3]).all() and error[1:3] == pytest.approx(7)
     assert mean == pytest.approx(7)
+    assert image[1, 2] == pytest.approx(np.full(3, 0.4), abs=0.003), "values of 40 between 0 and 100"
+
+
+def test_an_answer_that_is_not_finite_is_drawn_all_the_same(tmp_path):
+    row = picture()
+    row.answer[1] = np.nan
+    cells, _, mean = _cells(row)
+    assert all(np.isfinite(cell).all() for cell in cells) and mean == pytest.approx(7)
+    draw(tmp_path / "x.png", [row], title="x")
+
+
+def test_cells_are_where_the_picture_says_and_in_true_proportion(tmp_path):
+    from matplotlib.image import imread
+
+    rows = [picture(4), picture(8, aspect=0.25), picture(20, aspect=2.0)]
+    path = draw(tmp_path / "x.png", rows, title="x", dpi=100)
+    data = path.read_bytes()
+    at = data.index(b"tEXt" + BOXES.encode())
+    text = data[at + 5 + len(BOXES) : at + 4 + int.from_bytes(data[at - 4 : at])].decode()
+    columns = [[tuple(map(int, cell.split(","))) for cell in column.split(";")] for column in text.split(" ")]
+    pixels = imread(path)
+    assert [len(column) for column in columns] == [3, 3, 3]
+    for row, boxes in zip(rows, zip(*columns, strict=True), strict=True):
+        for (left, top, right, bottom), cell in zip(boxes, _cells(row)[0], strict=True):
+            assert (bottom - top) / (right - left) == pytest.approx(row.image.shape[0] / 4 * row.aspect, rel=0.03)
+            height, width = row.image.shape[:2]
+            # The middle of each pixel of the image, away from the letters at the edges.
+            for y, x in ((1, 1), (height - 2, 2)):
+                place = int(top + (bottom - top) * (y + 0.5) / height), int(left + (right - left) * (x + 0.5) / width)
+                assert pixels[place][:3] == pytest.approx(cell[y, x], abs=0.01)
 
 
 def test_the_caption_says_what_is_shown(objective, batches_of):

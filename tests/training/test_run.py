@@ -5,14 +5,15 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 import platform
 import socket
 
 import pytest
 import torch
 
-from geomed_mae.config import build_recipe, load_recipe
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError
+from geomed_mae.recipe_file import build_recipe, load_recipe
 from geomed_mae.training import checkpoint
 from geomed_mae.training.run import RunFolder, describe_environment, science_differences
 
@@ -140,6 +141,26 @@ def test_two_processes_cannot_write_one_run(tmp_path):
     with open_run(tmp_path), pytest.raises(OutputError, match="another process is writing the run"):
         open_run(tmp_path, resume=True)
     open_run(tmp_path, resume=True).close()
+
+
+def test_a_worker_that_outlives_a_run_does_not_hold_its_lock(tmp_path):
+    run = open_run(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(read, 1)
+        os._exit(0)
+    try:
+        run.close()  # as the kernel closes for a process that is killed
+        open_run(tmp_path, resume=True).close()
+    finally:
+        os.write(write, b".")
+        os.waitpid(child, 0)
+
+
+def test_what_a_killed_start_was_writing_is_not_in_the_way(tmp_path):
+    (tmp_path / ".environment.json.partial").write_text("{")
+    open_run(tmp_path).close()
 
 
 def test_tensorboard_reads_the_scalars_of_both_sessions(tmp_path):

@@ -23,9 +23,20 @@ from geomed_mae.readers.geotiff.structure import MAGICS
 from geomed_mae.readers.plausible import verify
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.scenes.pixels import is_scene, read_scene
-from geomed_mae.readers.source import Source, Survey
+from geomed_mae.readers.source import Source, StoredWindow, Survey
 
-__all__ = ["Header", "footprint", "group", "header", "read", "read_labels", "read_many", "sniff", "verify"]
+__all__ = [
+    "Header",
+    "footprint",
+    "group",
+    "header",
+    "read",
+    "read_labels",
+    "read_many",
+    "read_many_stored",
+    "sniff",
+    "verify",
+]
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 EXTRA, PACKAGE = "geo", "rasterio"
@@ -74,3 +85,12 @@ def read_many(source: Source, windows: Sequence[tuple[slice, ...] | None]) -> It
     if is_scene(source):
         return read_scene(source, windows, pixels.read_many)
     return pixels.read_many(source, windows)
+
+
+def read_many_stored(source: Source, windows: Sequence[tuple[slice, ...] | None]) -> Iterable[StoredWindow] | None:
+    """Read several windows of one raster as the integers that it holds; None for scenes and for other types.
+
+    Raises:
+        ReadError: as `read_many`.
+    """
+    return None if is_scene(source) else pixels.read_many_stored(source, windows)

@@ -21,7 +21,7 @@ from geomed_mae.readers.geotiff.open import rasterio
 from geomed_mae.readers.geotiff.structure import Structure, nodata_value
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.regular import shown
-from geomed_mae.readers.source import Source, whole_window
+from geomed_mae.readers.source import SHORT_INTEGERS, Source, StoredWindow, whole_window
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -57,8 +57,28 @@ def read_many(source: Source, windows: Sequence[tuple[slice, ...] | None]) -> It
     Raises:
         ReadError: as `read`; MAX_READ_VALUES is the limit of all windows together.
     """
-    path = source.files[0]
     parts = [_Part(source, whole_window(window, source.shape)) for window in windows]
+    _decode(source, parts)
+    return (part.image() for part in parts)
+
+
+def read_many_stored(source: Source, windows: Sequence[tuple[slice, ...] | None]) -> Iterator[StoredWindow] | None:
+    """As `read_many`, but give the integers that the file holds, not converted; None where these are not short ones.
+
+    Raises:
+        ReadError: as `read_many`.
+    """
+    # A negative scale makes -0.0 of 0, which an offset of 0 would turn into 0.0.
+    if source.dtype not in SHORT_INTEGERS or min(source.selector["scale"]) < 0:
+        return None
+    parts = [_Part(source, whole_window(window, source.shape), np.dtype(source.dtype)) for window in windows]
+    _decode(source, parts)
+    return (part.stored() for part in parts)
+
+
+def _decode(source: Source, parts: Sequence[_Part]) -> None:
+    """Decode what the parts need, each block once, and give it to them."""
+    path = source.files[0]
     total = sum(math.prod(part.shape) for part in parts)
     if total > MAX_READ_VALUES:
         raise ReadError(
@@ -77,7 +97,6 @@ def read_many(source: Source, windows: Sequence[tuple[slice, ...] | None]) -> It
                     chunk = _Chunk.read(dataset, structure, source.selector, rows, columns)
                     for part in wanted:
                         part.add(chunk)
-    return (part.image() for part in parts)
 
 
 def _span(parts: Sequence[slice]) -> slice:
@@ -148,8 +167,8 @@ class _Chunk:
 class _Part:
     """One window of the result, filled chunk by chunk."""
 
-    def __init__(self, source: Source, window: tuple[slice, ...]) -> None:
-        self.source = source
+    def __init__(self, source: Source, window: tuple[slice, ...], stored_as: np.dtype | None = None) -> None:
+        self.source, self.stored_as = source, stored_as
         self.rows, self.columns = window
         self.shape = (
             len(source.channels),
@@ -171,22 +190,25 @@ class _Part:
     def _take(self, chunk: _Chunk) -> None:
         """Convert the chunk's part of this window."""
         if self.array is None:
-            self.array = np.empty(self.shape, np.float32)
+            self.array = np.empty(self.shape, self.stored_as or np.float32)
         rows = slice(max(self.rows.start, chunk.rows.start), min(self.rows.stop, chunk.rows.stop))
         width = self.columns.stop - self.columns.start
         left = self.columns.start - chunk.columns.start
         # Whole rows at a time, as many as make a piece.
         step = max(1, PIECE_VALUES // width)
-        shifted = any(offset for _, offset in self.scaling)
+        shifted = self.stored_as is None and any(offset for _, offset in self.scaling)
         scratch = np.empty(min(step, rows.stop - rows.start) * width) if shifted else None
         for top in range(rows.start, rows.stop, step):
             bottom = min(rows.stop, top + step)
             inside = (slice(None), slice(top - chunk.rows.start, bottom - chunk.rows.start), slice(left, left + width))
             at = slice(top - self.rows.start, bottom - self.rows.start)
             stored, values = chunk.stored[inside], self.array[:, at]
-            with np.errstate(over="ignore", invalid="ignore"):
-                for band, (scale, offset) in enumerate(self.scaling):
-                    physical(stored[band], scale, offset, out=values[band], scratch=scratch)
+            if self.stored_as is not None:
+                values[...] = stored
+            else:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for band, (scale, offset) in enumerate(self.scaling):
+                        physical(stored[band], scale, offset, out=values[band], scratch=scratch)
             masks = [mask[inside] for mask in chunk.masks]
             if chunk.nodata is not None:
                 masks.append(stored != chunk.nodata)
@@ -201,7 +223,7 @@ class _Part:
                 self.valid[:, at] = True
             return
         valid = np.logical_and.reduce(np.broadcast_arrays(*masks)) if len(masks) > 1 else masks[0]
-        np.copyto(self.array[:, at], 0.0, where=~valid)
+        np.copyto(self.array[:, at], self.array.dtype.type(0), where=~valid)
         if self.valid is None or len(self.valid) < len(valid):
             before = True if self.valid is None else self.valid
             self.valid = np.ones((len(valid), *self.shape[1:]), np.bool_)
@@ -210,6 +232,16 @@ class _Part:
 
     def image(self) -> Image:
         """Return the filled window."""
+        array, valid = self._filled()
+        geometry = self.source.geometry.shifted(self.rows.start, self.columns.start)
+        return Image(array, valid, self.source.channels, geometry, self.source.modality)
+
+    def stored(self) -> StoredWindow:
+        """Return the filled window of numbers as stored."""
+        scale, offset = np.array(self.scaling, np.float64).T
+        return StoredWindow(*self._filled(), scale, offset)
+
+    def _filled(self) -> tuple[np.ndarray, np.ndarray]:
         if self.waiting is not None:
             self._take(self.waiting)
             self.waiting = None
@@ -219,8 +251,7 @@ class _Part:
             valid = np.ones((1, *self.shape[1:]), np.bool_)
         elif all(np.array_equal(band, valid[0]) for band in valid[1:]):
             valid = valid[:1].copy()
-        geometry = self.source.geometry.shifted(self.rows.start, self.columns.start)
-        return Image(array, valid, self.source.channels, geometry, self.source.modality)
+        return array, valid
 
 
 def physical(
