@@ -52,7 +52,7 @@ class DataConfig(Section):
     crop_3d: Triple | None = science(None)
     """Crop of volumes in voxels (slices, rows, columns); a multiple of model.patch_3d."""
     min_valid: float = science(0.25, ge=0.0, le=1.0)
-    """A pretraining crop with a smaller share of valid pixels is drawn again."""
+    """A pretraining crop with a smaller share of valid pixels, of those that the image can give, is drawn again."""
     weights: dict[str, float] | None = science(None)
     """Relative shares of the steps that the modalities of a mixed archive get; None goes by their valid pixels."""
     crops_per_read: int | None = science(None, ge=1)
@@ -193,8 +193,9 @@ class TrainConfig(Section):
     """Decay of an exponential moving average of the weights, which then becomes the encoder; None keeps none."""
     sharding: Literal["replicated", "fsdp"] = run("replicated")
     """With several processes (torchrun): every one holds the model, or each a part of it (FSDP2)."""
-    timeout_s: int = run(600, ge=10)
-    """Seconds after which processes give up waiting for one another."""
+    timeout_s: int = run(1800, ge=10)
+    """Seconds after which processes give up waiting for one another; what the first one does alone (saving, drawing,
+    probing) must fit in."""
     panels_every: int | None = run(None, ge=1)
     """Steps between live pictures of reconstructions; None draws them at the end alone."""
     probe_every: int | None = run(None, ge=1)

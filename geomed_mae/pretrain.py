@@ -78,7 +78,7 @@ def pretrain(
     with ranks.joined(device, recipe.train.timeout_s):
         options = {} if progress is None or not ranks.first else {"progress": progress}
         index = open_archive(archive_paths, recipe.data.modality, part=recipe.data.split, **options)
-        index = of_modalities(index, recipe.data.modality)
+        index = of_modalities(index, recipe.data.modality).by_pixels()
         ranks.check_same(index.fingerprint, "the processes see different archives; give all of them the same index")
         steps = _steps(recipe, index, ranks, None if dry_run else out / "cache", archive_paths)
         objective = _begin(recipe, config, index, steps)

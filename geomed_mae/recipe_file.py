@@ -124,11 +124,16 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML that `load_recipe` reads back to an equal value."""
+    return dump_yaml(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def dump_yaml(data: dict[str, Any]) -> str:
+    """Return plain values as YAML."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False
     out = io.StringIO()
-    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), out)
+    yaml.dump(data, out)
     return out.getvalue()

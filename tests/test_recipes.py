@@ -180,6 +180,18 @@ def test_a_larger_recipe_builds_its_model_and_shares_out_its_batch(path):
     assert recipe.train.steps % recipe.train.keep_every == 0
 
 
+@pytest.mark.parametrize("path", LARGER, ids=lambda path: path.stem)
+def test_the_loader_of_a_larger_recipe_fits_the_memory_of_a_machine(path):
+    recipe, largest = load_recipe(path), 0
+    for modality in map(load_modality, recipe.data.modality):
+        crop = recipe.data.crop_3d if modality.geometry == "volume" else recipe.data.crop_2d
+        stored = 2 if modality.name == "enmap-l2a" else 4  # one file of integers; scenes and volumes come as float32
+        largest = max(largest, math.prod(crop) * (1 + len(modality.channels) * stored))
+    window = largest * recipe.train.batch_size * recipe.data.shuffle_steps
+    # In every worker one in the making and one before it, and two on their way from it.
+    assert 4 * (recipe.data.workers + 1) * window < 128 * 2**30, f"{window / 2**30:.1f} GiB a window"
+
+
 def reduced(path: Path) -> Recipe:
     """Load a recipe for two steps of two small crops; larger ones with a small model too."""
     small = ["train.steps=2", "train.batch_size=2", "train.log_every=1", "train.accumulate=1", "data.workers=0"]

@@ -205,13 +205,20 @@ def test_a_run_of_an_older_version_without_archive_or_probe_has_a_report_too(run
 # --------------------------------------------------------------------------------------------------------- live panels
 
 
+def test_no_folder_of_the_recipe_is_in_a_report(run):
+    recipe = "data: {modality: [/home/ada/my sensor.yaml, ct], cache_dir: ~/ada/cache/}\nmodel: {init: /home/ada/vit}\n"
+    (run / "recipe.resolved.yaml").write_text(recipe + "train: {steps: 40, batch_size: 18}\n")
+    words = " ".join(page(run).text.split())
+    assert "ada" not in words and "[my sensor.yaml, ct]" in words and "cache_dir: cache" in words
+
+
 def test_live_panels_become_a_strip_of_reconstructions(run):
     boxes = "0,0,10,4;0,5,10,9 10,0,20,4;10,5,20,9 20,0,30,4;20,5,30,9"
     for number, step in enumerate((10, 20, 40)):
         png(run / "panels" / f"{live_name(step)}-01-ct.png", 0.2 * number, boxes)
     found = page(run)
     words = " ".join(found.text.split())
-    assert "Features emerge: 01-ct image seen step 10 step 20 step 40" in words
+    assert "Reconstructions over the steps: 01-ct image seen step 10 step 20 step 40" in words
     assert len(found.links) == 2 + 5
 
 
@@ -227,7 +234,23 @@ def test_the_cells_of_a_strip_are_cut_where_the_panel_says(tmp_path):
     assert (read == imread(path)).all()
     column = _cut(read, boxes[0])
     assert column.shape[:2] == (8 + GAP, 10)
-    assert (column[:4] == read[:4, :10]).all() and (column[-4:] == read[5:9, :10]).all() and (column[4:8] == 1).all()
+    assert (column[:4] == read[:4, :10]).all() and (column[4:8] == 1).all()
+    assert (column[-4:, 1:9] == read[5:9, 1:9]).all()
+    assert (column[-4:, [0, 9]] == 1).all(), "beside a narrower cell stand labels, which are not part of it"
+
+
+def test_titles_name_the_channels_of_panels_that_share_a_modality(run):
+    panels = {"02-mr": ["FLAIR"], "03-mr": ["T1", "T2"], "04-mr": ["a", "b", "c", "d"], "05-mr": []}
+    for name in panels:
+        png(run / "panels" / f"{name}.png")
+    png(run / "panels" / f"{live_name(10)}-02-mr.png", 0.5, "0,0,10,4 10,0,20,4 20,0,30,4")
+    png(run / "panels" / f"{live_name(20)}-02-mr.png", 0.5, "0,0,10,4 10,0,20,4 20,0,30,4")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["reconstruction_error"] |= {name: dict.fromkeys(names, 1.0) for name, names in panels.items()}
+    (run / "summary.json").write_text(json.dumps(summary))
+    titles = re.findall(r">Reconstructions[^<]*: ([^<]*)<", report(run).read_text())
+    expected = ["01-ct", "02-mr FLAIR", "02-mr FLAIR", "03-mr T1/T2", "04-mr, 4 channels", "05-mr"]
+    assert titles == expected
 
 
 def test_a_damaged_picture_is_named(run):

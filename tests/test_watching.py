@@ -8,10 +8,12 @@ import logging
 import pytest
 import torch
 
+import geomed_mae.pretrain as pretraining
 from geomed_mae.errors import OutputError, Preempted
 from geomed_mae.pretrain import pretrain
 from geomed_mae.recipe_file import build_recipe
 from geomed_mae.report import report
+from geomed_mae.samples.loader import Steps
 from geomed_mae.training import checkpoint, observers
 from geomed_mae.training.live_files import live_panels
 from tests.scenes import landsat_scene
@@ -90,7 +92,13 @@ def test_live_panels_and_final_ones_lie_side_by_side(watched):
 
 def test_the_report_has_curves_strip_archive_and_card(watched):
     html = report(watched[0]).read_text()
-    wanted = ["Features emerge: 01-landsat7", "step 2", "Reconstructions: 01-landsat7", "probe R²", "waiting for data"]
+    wanted = [
+        "Reconstructions over the steps: 01-landsat7",
+        "step 2",
+        "Reconstructions: 01-landsat7",
+        "probe R²",
+        "waiting for data",
+    ]
     wanted += ["3 files found = 3 used + 0 skipped", "Encoder pretrained with geomed-mae"]
     assert not [words for words in wanted if words not in html]
 
@@ -128,16 +136,40 @@ def test_labels_that_do_not_fit_cost_a_warning_without_names_in_the_run(place, t
     assert not [line for line in lines(tmp_path / "run") if "probe_r2" in line]
 
 
-def test_a_live_picture_that_cannot_be_written_ends_no_run(place, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OutputError("the picture cannot be written: no space left on device"), "no space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "training leaves the device too little memory for it"),
+    ],
+)
+def test_a_live_picture_that_cannot_be_made_ends_no_run(place, tmp_path, caplog, monkeypatch, error, why):
     caplog.set_level(logging.WARNING)
     draw = observers.draw_reconstructions
 
     def full(objective, batch, path, **how):
         if path.name.startswith("step-"):
-            raise OutputError("the picture cannot be written: no space left on device")
+            raise error
         return draw(objective, batch, path, **how)
 
     monkeypatch.setattr(observers, "draw_reconstructions", full)
     pretrain(recipe(panels_every=1), [place / "images"], tmp_path / "run")
-    assert caplog.text.count("no space left on device; the run goes on") == 1
+    assert caplog.text.count(f"{why}; the run goes on") == 1
     assert (tmp_path / "run/panels/01-landsat7.png").exists()
+
+
+def test_while_a_run_goes_on_its_own_thread_alone_reads_images(place, tmp_path, monkeypatch):
+    looked, within, fit = [], [False], pretraining.fit
+
+    def noted(*arguments, **how):
+        within[0] = True
+        done = fit(*arguments, **how)
+        within[0] = False
+        return done
+
+    examples = Steps.examples
+    monkeypatch.setattr(pretraining, "fit", noted)
+    monkeypatch.setattr(Steps, "examples", lambda *its: looked.append(within[0]) or examples(*its))
+    pretrain(recipe(panels_every=2), [place / "images"], tmp_path / "run")
+    assert looked and not any(looked), "on a GPU, batches are made meanwhile, in another thread"
+    assert sorted(live_panels(tmp_path / "run/panels")["01-landsat7"]) == [2, 4, 6]

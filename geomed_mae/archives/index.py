@@ -230,6 +230,13 @@ class Index:
         looks = {row.key: self._looks.get(row.key, "") for row in rows}
         return Index(tuple(rows), self.ledger, sources, digests, self._salt, looks)
 
+    def by_pixels(self) -> Index:
+        """Return the index with its rows in an order that no name, place or key of a file changes.
+
+        For training: a run that goes on after files were renamed draws the same samples.
+        """
+        return self.subset(sorted(self.rows, key=lambda row: self._digests[row.key]))
+
     @classmethod
     def joined(cls, parts: Sequence[Index]) -> Index:
         """Return several indexes as one, in memory. Each part's keys stay under that part's own salt.

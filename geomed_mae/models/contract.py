@@ -93,7 +93,8 @@ class Contract:
         """Return the entry of each of `channels`, in their order; any subset of a modality's channels is fine.
 
         Raises:
-            ConfigError: unknown modality or channel, or a unit other than the contract's. Nothing is ever guessed.
+            ConfigError: unknown modality or channel, or a unit other than the contract's where numbers of that unit
+                scale it; channels scaled by each image's own may have any (PET of one archive is in g/ml or Bq/ml).
         """
         known = {entry.channel.name: entry for entry in self.of(modality)}
         unknown = [channel.name for channel in channels if channel.name not in known]
@@ -104,8 +105,9 @@ class Contract:
                 "select known channels, or fine-tune the model with the new ones"
             )
         for channel in channels:
-            unit = known[channel.name].channel.unit
-            if channel.unit != unit:
+            entry = known[channel.name]
+            unit = entry.channel.unit
+            if channel.unit != unit and entry.method != "image":
                 raise ConfigError(
                     f"channel '{channel.name}' of modality '{modality}' is in {channel.unit}, the model expects "
                     f"{unit}; convert it, or state the scale and offset that give {unit} in the modality file"

@@ -97,8 +97,8 @@ class MaskedAutoencoder(nn.Module):
         """Return the mean squared error over valid pixels of hidden patches, plus the weighted statistics' error.
 
         Each sample's own mean counts the same, so that the loss of a batch is the mean of those of its parts. In fp32
-        whatever autocast says: in bf16 this loss was seen shifted by more than 1 elsewhere. Statistics, which have heavy
-        tails, enter with a Huber loss.
+        whatever autocast says: in bf16 this loss was seen shifted by more than 1 elsewhere. Statistics, which have
+        heavy tails, enter with a Huber loss.
         """
         with torch.autocast(prediction.pixels.device.type, enabled=False):
             error = (prediction.pixels.float() - target.pixels).square()

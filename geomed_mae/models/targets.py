@@ -100,9 +100,11 @@ def normalisation(
 
 
 def mean_of_samples(values: Float[Tensor, "b ..."], counted: Bool[Tensor, "b ..."]) -> Float[Tensor, ""]:
-    """Return the mean over samples of the mean of each one's counted values, 0 for a sample without any.
+    """Return the mean over samples of the mean of each one's counted values; a sample without any does not count.
 
-    As a mean over samples it does not depend on how a batch is cut into parts and shared by processes; over fully
-    valid samples it is the mean over all values, as published.
+    As a mean over samples it does not depend on how a batch is cut into parts and shared by processes, as long as each
+    sample has something to count; over fully valid samples it is the mean over all values, as published.
     """
-    return (clean(values, counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)).mean()
+    counts = counted.flatten(1).sum(1)
+    means = clean(values, counted).flatten(1).sum(1) / counts.clamp(min=1)
+    return means.sum() / (counts > 0).sum().clamp(min=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from geomed_mae.recipe_file import dump_yaml
 from geomed_mae.reporting import tables
 from geomed_mae.reporting.curves import curves
 from geomed_mae.reporting.markdown import to_html
@@ -35,7 +37,7 @@ def run_section(run: Path, title: str) -> Section:
     records = read_run(run)
     section = Section(title, _lead(records), notices=_notices(records), tiles=_tiles(records))
     drawn = curves(records)
-    section.figures = [*([drawn] if drawn else []), *panels(run / "panels")]
+    section.figures = [*([drawn] if drawn else []), *panels(run / "panels", _channels(records))]
     section.tables = [
         table
         for key, value in (records.summary or {}).items()
@@ -48,10 +50,27 @@ def run_section(run: Path, title: str) -> Section:
     card = run / "encoder" / "README.md"
     if card.is_file():
         section.cards.append(("Model card of the encoder", to_html(card.read_text(encoding="utf-8"))))
-    for name, file in (("Resolved recipe", "recipe.resolved.yaml"), ("Summary", "summary.json")):
-        if (run / file).is_file():
-            section.records.append((name, (run / file).read_text(encoding="utf-8")))
+    if records.recipe:
+        section.records.append(("Resolved recipe", dump_yaml(_without_folders(records.recipe))))
+    if records.summary is not None:
+        section.records.append(("Summary", (run / "summary.json").read_text(encoding="utf-8")))
     return section
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a recipe with the last part of each path alone: a report is passed on, and folders name people."""
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) else value
+
+
+def _channels(records: Records) -> dict[str, list[str]]:
+    """Return panel -> names of its channels as far as their errors were recorded, {} before the end of a run."""
+    errors = (records.summary or {}).get("reconstruction_error")
+    by_panel = errors.items() if isinstance(errors, dict) else ()
+    return {name: list(entry) for name, entry in by_panel if isinstance(entry, dict)}
 
 
 def _lead(records: Records) -> str:

@@ -2,7 +2,8 @@
 
 A step takes all its crops from one bucket, drawn with probability proportional to the bucket's valid area (pixels or
 voxels times valid fraction), so that every valid pixel of the archive is about equally likely to be seen, or by
-`data.weights`.
+`data.weights`. Within a bucket images are drawn by all their pixels: crops lie anywhere in an image and empty ones are
+drawn again, so that half-empty images give less by themselves; drawn by valid area they would give less twice over.
 
 Channels are the same when what they are is: name, kind, unit, wavelength, polarisation, sequence. What an operator
 dials in differs from series to series: MR repetition, echo and inversion times, the tube voltage of CT. As part of the
@@ -59,17 +60,22 @@ class Bucket:
         return np.array([valid_area(row) for row in self.rows], dtype=np.float64)
 
     @cached_property
+    def _pixels(self) -> np.ndarray:
+        """Pixels or voxels of each row, valid or not."""
+        return np.array([math.prod(row.shape) for row in self.rows], dtype=np.float64)
+
+    @cached_property
     def _total(self) -> np.ndarray:
-        return np.cumsum(self.areas)
+        return np.cumsum(self._pixels)
 
     def draw(self, uniform: float, without: frozenset[str] = frozenset()) -> Row | None:
-        """Return the row in which the share `uniform` (0 <= uniform < 1) of the bucket's valid area falls.
+        """Return the row in which the share `uniform` (0 <= uniform < 1) of the bucket's pixels falls.
 
         Rows whose key is in `without` are left out; None when no other is left.
         """
         total = self._total
         if without:
-            total = np.cumsum(np.where([row.key in without for row in self.rows], 0.0, self.areas))
+            total = np.cumsum(np.where([row.key in without for row in self.rows], 0.0, self._pixels))
         return self.rows[int(np.searchsorted(total / total[-1], uniform, side="right"))] if total[-1] > 0 else None
 
 
@@ -152,8 +158,8 @@ def make_buckets(rows: Sequence[Row], config: DataConfig, modalities: Mapping[st
         )
         for (modality, _, geometry, _), members in groups.items()
     ]
-    # Buckets are sorted by what they are. Rows keep the index's order, that of the files: keys are salted anew by every
-    # scan of a raw archive, so that sorting by key would give a resumed run other batches.
+    # Buckets are sorted by what they are. Rows keep the index's order (`Index.by_pixels`): keys are salted anew by
+    # every scan of a raw archive, so that sorting by key would give a resumed run other batches.
     return tuple(
         sorted(made, key=lambda one: repr((one.modality, one.channels, one.geometry, one.rows[0].spacing is None)))
     )

@@ -10,8 +10,8 @@ byte of validity; for a moment two, while a batch of the last is still in use. E
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +42,6 @@ PURPOSE_BUCKET, PURPOSE_CROP = 0, 1
 
 EXAMPLE_STEP = 1 << 40
 """Number of the step that pictures belong to; no run is that long."""
-
-MEASURED_STEPS = 3
-"""Steps that the speed of loading is measured on, at least."""
 
 
 class Steps(Dataset):
@@ -173,9 +170,10 @@ class Steps(Dataset):
             if row is None:
                 break
             starts = draw_places(rng, row, bucket.crop, len(open_places))
+            enough = self.config.min_valid * _reach(row, bucket.crop)
             try:
                 for crop in self._cut(bucket, row, starts, rng):
-                    if crop.share >= self.config.min_valid:
+                    if crop.share >= enough:
                         _put(filling, open_places.pop(0), crop)
                     else:
                         refused.append(crop)
@@ -237,21 +235,14 @@ class _Window:
         return self.made[step]
 
 
+def _reach(row: Row, crop: Sequence[int]) -> float:
+    """Return the largest share of a crop that an image can fill, less than 1 where it is smaller than the crop."""
+    return math.prod(min(size, wanted) / wanted for size, wanted in zip(row.shape, crop, strict=True))
+
+
 def batches(
     index: Index, config: DataConfig, *, seed: int, start_step: int, steps: int, batch_size: int
 ) -> Iterator[Batch]:
     """Yield the batches of steps `start_step` to `steps` - 1; see `Steps` and `load_steps`."""
     made = Steps(index, config, seed=seed, batch_size=batch_size)
     return load_steps(made, start_step, steps, workers=config.workers)
-
-
-def measure_rate(steps: Steps, count: int | None = None, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return samples per second of making `count` batches in this process, the first (cold) one included.
-
-    By default whole windows of steps, at least MEASURED_STEPS: what a window shares is paid for at its first step.
-    """
-    if count is None:
-        count = -(-MEASURED_STEPS // steps.window_steps) * steps.window_steps
-    begin = clock()
-    made = sum(len(steps[step].physical()) for step in range(count))
-    return made / max(clock() - begin, 1e-9)

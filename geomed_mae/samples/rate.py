@@ -137,7 +137,8 @@ def loader_memory(steps: Steps, workers: int) -> dict[str, float]:
     makers, window = max(1, workers), window_bytes(steps)
     rows = [row for bucket in steps.buckets for row in bucket.rows]
     images = min(steps.config.cache_mb << 20, sum(_decoded(row) for row in rows))
-    in_flight = (workers + 1) * window if workers else 0
+    ahead = 2 if steps.window_steps == 1 else 1  # windows of each worker, see `load_steps`
+    in_flight = (ahead * workers + 1) * window if workers else 0
     found = {"images": makers * images, "windows": makers * 2 * window, "in_flight": in_flight}
     needs = {name: round(value / 2**20, 1) for name, value in found.items()}
     if workers and SHARED_MEMORY.is_dir():

@@ -155,6 +155,9 @@ def _wait(source: Iterator[list[Any]], timeout_s: float) -> list[Any] | None:
     while True:
         try:
             return next(source, None)
+        except (EOFError, ConnectionError) as error:
+            # One died while it was sending. Errors of an item are items themselves, or RuntimeErrors as below.
+            raise _WorkersLost(f"one died ({type(error).__name__})") from None
         except RuntimeError as error:
             # torch has no types for these. Errors of an item come as "Caught ... in DataLoader worker process".
             text = str(error)

@@ -31,7 +31,7 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from geomed_mae.errors import IntegrityError, OutputError
-from geomed_mae.models.manifest import digests, read_folder, write_folder
+from geomed_mae.models.manifest import MANIFEST, digests, read_folder, write_folder
 
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 STATE = "state.json"
@@ -62,6 +62,11 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """The weights worth using: averaged where there is an average."""
         return {**self.model, **self.average}
+
+    def forget(self) -> None:
+        """Let go of the tensors, which would fill memory for as long as the run goes on; step, path and state stay."""
+        for tensors in (self.model, self.optimizer, self.average):
+            tensors.clear()
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -113,6 +118,9 @@ def save(
         for leftover in folder.glob(LEFTOVERS):
             shutil.rmtree(leftover)
         _check_room(folder, needed)
+        if not (target / MANIFEST).is_file():
+            # A damaged one of this step that was passed over: nothing vouches for it, and it must not end the run.
+            shutil.rmtree(target, ignore_errors=True)
         written = write_folder(target, files)
         _fsync_folder(target)
         _fsync_folder(folder)

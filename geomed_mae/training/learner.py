@@ -51,6 +51,8 @@ class Learner:
     def restore(self, resumed: checkpoint.Checkpoint | None) -> Progress:
         """Go on from a checkpoint, which any number of processes may have written; None begins.
 
+        The checkpoint forgets its tensors: each of the processes would hold them all.
+
         Raises:
             IntegrityError: it is of another model, or lacks something.
         """
@@ -63,6 +65,7 @@ class Learner:
             self.optimizers.load_state_tensors(resumed.optimizer)
             if self.average is not None:
                 self.average.load(resumed.average)
+            resumed.forget()
             return Progress(**resumed.state["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             detail = str(error).splitlines()[0]

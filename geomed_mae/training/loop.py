@@ -191,6 +191,6 @@ def _skipped(done: Progress, keys: Sequence[Sequence[str]], record: Callable[[di
     if done.bad_in_a_row >= MAX_BAD_STEPS:
         raise NumericalError(
             f"loss or gradients were not finite for {MAX_BAD_STEPS} steps in a row, up to step {done.step}; lower "
-            "train.lr and train.muon_lr, or look at the images of these steps (metrics.jsonl names them) with "
-            "geomed-mae inspect"
+            "train.lr and train.muon_lr in another run (--resume repeats these steps), or look at their images "
+            "(metrics.jsonl names them) with geomed-mae inspect"
         )

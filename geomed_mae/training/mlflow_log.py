@@ -69,6 +69,7 @@ class MlflowLog:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._client: Any = None
         self._run = ""
+        self._unsent: list[tuple[str, str]] = []
         self._warned = False
         self._status = "FINISHED"
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
@@ -128,7 +129,8 @@ class MlflowLog:
             return
         client = self._mlflow.MlflowClient(tracking_uri=os.environ.get(URI) or _local(self._folder / FOLDER))
         kept = self._folder / KEPT_RUN
-        self._run = _run_id(kept) if self._resumed else ""
+        # A server that goes away in the middle of this is not asked for a second run later.
+        self._run = self._run or (_run_id(kept) if self._resumed else "")
         if self._run:
             client.update_run(self._run, status="RUNNING")
         else:
@@ -136,8 +138,10 @@ class MlflowLog:
             number = client.create_experiment(self._experiment) if found is None else found.experiment_id
             self._run = client.create_run(number, tags=dict(NEUTRAL), run_name="geomed-mae").info.run_id
             kept.write_text(json.dumps({"experiment": self._experiment, "run_id": self._run}) + "\n", encoding="utf-8")
-            for name, value in _settings(self._recipe):
-                client.log_param(self._run, name, value)
+            self._unsent = list(_settings(self._recipe))
+        while self._unsent:
+            client.log_param(self._run, *self._unsent[0])
+            del self._unsent[0]
         self._client = client
 
     def _end(self) -> None:

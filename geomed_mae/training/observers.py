@@ -1,8 +1,8 @@
 """Watching a run: live panels, the live probe, and what the report needs. One object for `pretrain`.
 
 Nothing here changes training: the pictures' samples come from a stream of their own, no random state is drawn from,
-and the model's mode is put back. What goes wrong while watching (a full disk, a file that went away) is said once and
-ends no run. With several processes, rank 0 alone watches.
+and the model's mode is put back. What goes wrong while watching (a full disk, a full GPU, a file that went away) is
+said once and ends no run. With several processes, rank 0 alone watches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from geomed_mae.archives.description import describe_archive
 from geomed_mae.archives.index import Index
@@ -83,6 +84,11 @@ class Watch:
         if done:
             run.record({"step": done, "resumed": True})
         self._probe = None if labels is None else self._open_probe(labels)
+        if live and recipe.train.panels_every:
+            # Now, not when they are first due: with CUDA a thread of its own then makes batches with the same `steps`,
+            # whose caches are for one thread.
+            with self._looking("live panels"):
+                self._batches = [(name, steps.examples(bucket, LIVE_CANDIDATES)) for name, bucket in self._shown()]
 
     def observe(self, done: int) -> None:
         """Look at the model if something is due after `done` steps; the last step is left to `finish`."""
@@ -122,10 +128,12 @@ class Watch:
     def _looking(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (OutputError, ReadError) as error:
+        except (OutputError, ReadError, torch.OutOfMemoryError) as error:
             if what not in self._complained:
                 self._complained.add(what)
                 why = f"images cannot be read: {error.reason}" if isinstance(error, ReadError) else str(error)
+                if isinstance(error, torch.OutOfMemoryError):
+                    why = "training leaves the device too little memory for it"
                 log.warning("%s: %s; the run goes on", what, why)
 
     def _looked_at(self) -> MaskedObjective:
@@ -145,8 +153,6 @@ class Watch:
         return sides({key: self._index.outline(key).geometry for key in batch.keys})
 
     def _draw_live(self, done: int) -> None:
-        if not self._batches:
-            self._batches = [(name, self._steps.examples(bucket, LIVE_CANDIDATES)) for name, bucket in self._shown()]
         objective = self._looked_at()
         with evaluating(objective.mae):
             for name, batch in self._batches:

@@ -37,6 +37,9 @@ DPI = 150
 CELL, GAP, SCALE, LEFT, TOP, BELOW = 2.1, 0.07, 0.62, 0.3, 0.6, 0.27
 """Inches: widest cell, space between cells, room of a colour scale, left margin, heading, space below a row."""
 
+APART, TWO_LINES = 0.06, 6.5
+"""Inches between the labels of two rows; points of the letters of a row's label where two lines share the margin."""
+
 COLUMNS = {
     "image": LEFT,
     "seen by the encoder": LEFT + CELL + GAP,
@@ -188,6 +191,7 @@ def _draw_row(figure: Any, axes: Sequence[Any], row: Picture, places: Sequence[t
         grey = ScalarMappable(Normalize(float(row.window.low[0]), float(row.window.high[0])), row.window.colours)
         _scale(figure, grey, places[2], row.unit)
     axes[0].set_ylabel(row.label, fontsize=7.5, labelpad=3)
+    _fit(figure, axes[0].yaxis.label, places[0])
     axes[0].set_xlabel(row.window.name, fontsize=6.5, loc="left", labelpad=2)
     axes[3].set_xlabel(f"mean {mean:.3g} {row.unit}", fontsize=6.5, labelpad=2)
     _letters(axes[0], row.edges)
@@ -198,7 +202,23 @@ def _scale(figure: Any, drawn: Any, place: Sequence[float], unit: str) -> None:
     bar = figure.colorbar(drawn, cax=_axes(figure, (left + wide + 0.06, top, 0.08, tall)))
     bar.ax.tick_params(labelsize=6, length=2, pad=1.5)
     bar.set_label(unit, fontsize=6.5, labelpad=2)
+    _fit(figure, bar.ax.yaxis.label, place)
     bar.outline.set_visible(False)
+
+
+def _fit(figure: Any, label: Any, place: Sequence[float]) -> None:
+    """Keep an upright label next to a cell out of the rows above and below: two lines, then smaller letters."""
+    room = (place[3] + BELOW - APART) * figure.dpi
+    renderer = figure.canvas.get_renderer()
+    if label.get_window_extent(renderer).height <= room:
+        return
+    label.set_text(label.get_text().replace(" · ", "\n", 1))
+    if "\n" in label.get_text():
+        label.set(fontsize=TWO_LINES, linespacing=1.0)
+    # Hinted letters do not shrink in proportion: once more with what came of it.
+    for _ in range(3):
+        if (height := label.get_window_extent(renderer).height) > room:
+            label.set_fontsize(label.get_fontsize() * room / height)
 
 
 def _letters(axis: Any, edges: str) -> None:
@@ -224,7 +244,11 @@ def caption(batch: Batch, mask_ratio: float, patch: Sequence[int]) -> str:
     ]
     if batch.spacing is not None:
         unit = "m" if batch.channels[0].kind in ("optical", "thermal", "sar", "elevation") else "mm"
-        parts.append(f"spacing {' x '.join(f'{value:.3g}' for value in batch.spacing[0].tolist())} {unit}")
+        # Crops of several images: volumes of one batch seldom have one spacing.
+        ends = zip(batch.spacing.amin(0).tolist(), batch.spacing.amax(0).tolist(), strict=True)
+        spans = [[f"{value:.3g}" for value in pair] for pair in ends]
+        spans = [low if low == high else f"{low} to {high}" for low, high in spans]
+        parts.append(f"spacing {' x '.join(spans)} {unit}")
     return "  ·  ".join(parts)
 
 

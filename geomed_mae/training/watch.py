@@ -107,6 +107,10 @@ def _mean(values: list[Tensor]) -> float | None:
     return float(torch.stack(values).mean()) if values else None
 
 
+LOGGED_EVERY_S = 60.0
+"""Time between two states of the progress bar where stderr is no terminal."""
+
+
 class Bar:
     """A bar on stderr: steps, time that is left, time of a step, the last loss, the share of waiting for data.
 
@@ -120,9 +124,10 @@ class Bar:
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5
-            )
+            # A file, such as the log of a scheduler, keeps every state of the bar: there one a minute will do.
+            often = 0.5 if sys.stderr.isatty() else LOGGED_EVERY_S
+            shown = {"unit": "step", "file": sys.stderr, "dynamic_ncols": True, "mininterval": often}
+            self._bar = tqdm(total=steps, initial=first, maxinterval=max(often, 10), **shown)
 
     def advance(self, done: Progress, window: Window) -> None:
         """Show that a step is done."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import SMALLEST_FLOOR, Contract, contract_entries, normalise, scaling
 
-S2, CT, MR, LANDSAT = (load_modality(name) for name in ("sentinel2-l2a", "ct", "mr", "landsat7"))
+S2, CT, MR, PET, LANDSAT = (load_modality(name) for name in ("sentinel2-l2a", "ct", "mr", "pet", "landsat7"))
 
 
 def statistics(center: float, channels: int = 1) -> tuple:
@@ -81,6 +83,13 @@ def test_entries_follow_the_order_asked_for_and_take_subsets(contract):
 def test_what_the_model_does_not_know_is_refused(contract, modality, channel, message):
     with pytest.raises(ConfigError, match=message):
         contract.entries(modality, [channel])
+
+
+def test_units_may_differ_where_each_image_is_scaled_by_its_own_numbers():
+    # Series whose headers lack dose or weight stay in Bq/ml, beside others in g/ml: one archive has both.
+    channel = PET.channels[0]
+    known = Contract(channels=contract_entries(PET, [replace(channel, unit="g/ml")], []))
+    assert [entry.method for entry in known.entries("pet", [replace(channel, unit="Bq/ml")])] == ["image"]
 
 
 def test_a_missing_band_is_refused_with_the_explicit_way_to_do_without(contract):

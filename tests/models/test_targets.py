@@ -75,8 +75,10 @@ def test_a_mean_over_nothing_is_zero_not_nan():
 
 def test_a_mean_over_samples_is_the_mean_of_the_means_of_its_parts():
     values, counted = torch.randn(6, 5, 2), torch.rand(6, 5, 2) < 0.4
+    counted[:, 0, 0] = True
     whole = mean_of_samples(values, counted)
     parts = [mean_of_samples(values[some], counted[some]) for some in (slice(0, 3), slice(3, 6))]
     assert torch.allclose(whole, sum(parts) / 2)
-    by_hand = [values[n][counted[n]].mean() if counted[n].any() else torch.zeros(()) for n in range(6)]
-    assert torch.allclose(whole, torch.stack(by_hand).mean())
+    assert torch.allclose(whole, torch.stack([values[n][counted[n]].mean() for n in range(6)]).mean())
+    nothing = torch.cat([counted, torch.zeros(2, 5, 2, dtype=torch.bool)])
+    assert torch.allclose(mean_of_samples(torch.cat([values, values[:2]]), nothing), whole)

@@ -90,6 +90,10 @@ class MemoryIndex:
         """Give what Index.outline does: here the image itself."""
         return self.images[key]
 
+    def paths(self, key: str) -> tuple[()]:
+        """Name no files."""
+        return ()
+
     def scaling(self, key: str) -> None:
         """Know no more about stored numbers than the header of a DICOM file."""
 

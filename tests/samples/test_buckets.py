@@ -55,7 +55,7 @@ def test_images_without_valid_pixels_are_never_drawn(memory_index):
         make_buckets(memory_index.rows, DataConfig(crop_2d=(8, 8)), MODALITIES)
 
 
-def test_buckets_and_images_are_drawn_by_valid_area(memory_index):
+def test_buckets_are_drawn_by_valid_area_and_their_images_by_all_of_theirs(memory_index):
     half = np.zeros((1, 40, 40), bool)
     half[:, :20] = True
     memory_index.add(np.ones((2, 20, 20)))  # 400 valid
@@ -66,7 +66,22 @@ def test_buckets_and_images_are_drawn_by_valid_area(memory_index):
     )
     even = (np.arange(4800) + 0.5) / 4800
     assert sum(draw_bucket((two, three), value) is three for value in even) == 3600
-    assert sum(two.draw(value).key == "image1" for value in even) == 3200
+    assert sum(two.draw(value).key == "image1" for value in even) == 3840  # 1600 of 2000 pixels, valid or not
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+def test_valid_pixels_are_seen_as_often_in_a_half_empty_image_as_in_a_full_one(memory_index, scattered):
+    holes = np.ones((1, 96, 96), bool)
+    holes[(slice(None), slice(None), slice(None, None, 2)) if scattered else np.s_[:, :, 48:]] = False
+    memory_index.add(np.ones((1, 96, 96)))
+    memory_index.add(np.ones((1, 96, 96)), valid=holes)
+    config = DataConfig(modality="landsat7", crop_2d=(8, 8), crops_per_read=1)
+    steps = Steps(memory_index, config, seed=0, batch_size=16)
+    seen = {"image0": 0, "image1": 0}
+    for batch in (steps[number].physical() for number in range(160)):
+        for key, valid in zip(batch.keys, batch.valid, strict=True):
+            seen[key] += int(valid.sum())
+    assert seen["image1"] / holes.sum() == pytest.approx(seen["image0"] / holes.size, rel=0.1)
 
 
 def test_buckets_do_not_depend_on_the_order_of_rows(memory_index):

@@ -112,6 +112,8 @@ def test_every_worker_has_images_and_windows_of_its_own(archive):
     assert several["windows"] == pytest.approx(3 * alone["windows"], abs=0.2)
     assert several["in_flight"] == pytest.approx(4 * window_bytes(steps) / 2**20, abs=0.1)
     assert several["shared_memory_free"] > 0
+    single = Steps(archive, config.model_copy(update={"shuffle_steps": 1}), seed=0, batch_size=1024)
+    assert loader_memory(single, 3)["in_flight"] == pytest.approx(7 * window_bytes(single) / 2**20, abs=0.1), "two each"
 
 
 def test_the_cache_takes_all_images_or_its_limit_or_nothing(archive):

@@ -346,6 +346,24 @@ def test_files_that_change_after_the_scan_are_not_cached_under_their_old_name(tm
         assert caught.value.reason == "HASH_MISMATCH" and not (tmp_path / mode).exists()
 
 
+def test_cells_of_files_that_changed_for_a_while_after_the_scan_are_not_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("geomed_mae.samples.grid.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("geomed_mae.samples.grid.CELL_BYTES", 2000)
+    path = tmp_path / "archive" / "a.tif"
+    path.parent.mkdir()
+    array = np.random.default_rng(0).integers(1, 4000, (2, 64, 64)).astype(np.uint16)
+    window = (slice(0, 16), slice(0, 16))
+    for change, (pixels, seconds) in enumerate([(array, 100), (array[:, ::-1].copy(), 200), (array, 100)]):
+        write_geotiff(path, pixels)
+        os.utime(path, (seconds, seconds))
+        if change == 0:
+            index = scan_archive([path.parent])
+            continue
+        store = Store(index, Folder(tmp_path / "cache", BIG), "always")
+        (piece,) = store.read_many(index.rows[0], [window])
+        assert np.array_equal(piece.physical()[0], pixels[:, :16, :16])
+
+
 class Slow:
     """An index whose reads take their time."""
 

@@ -48,7 +48,9 @@ class Faulty(torch.utils.data.Dataset):
         return step
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.slow) if name == "hang" else name for name in FAULTS]
+)
 def test_workers_that_are_lost_are_replaced_without_losing_a_step(tmp_path, fault):
     made = list(load_steps(Faulty(tmp_path, fault), 0, 12, workers=2, timeout_s=2))
     assert made == list(range(12)) and len(list(tmp_path.iterdir())) == 1
@@ -62,6 +64,7 @@ def test_workers_that_keep_being_lost_are_an_error_that_says_where_why_and_what_
     assert time.monotonic() - begin < 40
 
 
+@pytest.mark.slow
 def test_losses_with_batches_in_between_never_end_a_run(tmp_path):
     class Leaking(Faulty):
         def __getitem__(self, step: int) -> int:

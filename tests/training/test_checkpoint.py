@@ -60,6 +60,16 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
 
 
+def test_what_is_left_of_a_damaged_checkpoint_is_replaced_when_its_step_is_done_again(tmp_path):
+    write(tmp_path, 1)
+    damaged = write(tmp_path, 7, fill=1.0)
+    (damaged / "MANIFEST.sha256").unlink()
+    assert checkpoint.newest_valid(tmp_path).step == 1
+    write(tmp_path, 7, fill=3.0)
+    assert float(checkpoint.newest_valid(tmp_path).model["weight"][0, 0]) == 3.0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000007"]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.sha256"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damage_anywhere_sends_the_reader_to_the_one_before(tmp_path, caplog, name, damage):

@@ -188,7 +188,7 @@ except GeomedError as error:
 """
 
 
-@pytest.mark.parametrize(("how", "limit"), [("SIGKILL", 9.0), ("SIGSTOP", 30.0)])
+@pytest.mark.parametrize(("how", "limit"), [("SIGKILL", 9.0), pytest.param("SIGSTOP", 30.0, marks=pytest.mark.slow)])
 def test_a_process_that_dies_or_hangs_ends_the_other_within_the_timeout(how, limit):
     first, second = start(["-c", DIES, how])
     try:

@@ -113,6 +113,7 @@ def test_a_run_with_a_cache_killed_ten_times_is_the_run_without_either(place, wh
     same_result(run, whole)
 
 
+@pytest.mark.slow
 def test_the_command_itself_is_killed_and_goes_on(tmp_path, place, sessions):
     """The command in a process of its own: no fork and no stand-ins."""
     steps = settings(train__steps=8)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -129,6 +130,20 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     Run(tmp_path).fit()
     again = Run(tmp_path)
     assert again.fit().step == 6 and again.seen == []
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_does_not_stay_in_memory(tmp_path):
+    Run(tmp_path, ema=0.9, steps=3).fit()
+    resumed = checkpoint.newest_valid(tmp_path)
+    held = [
+        weakref.ref(value) for part in (resumed.model, resumed.optimizer, resumed.average) for value in part.values()
+    ]
+    left = []
+    Run(tmp_path, ema=0.9).fit(
+        resumed=resumed, observe=lambda done: left.append(sum(one() is not None for one in held))
+    )
+    assert len(held) > 10 and left == [0, 0, 0]
+    assert resumed.step == 3
 
 
 def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path, monkeypatch):

@@ -163,6 +163,24 @@ def test_a_server_that_is_away_costs_one_warning_and_gets_its_lines_later(server
     assert len(caplog.records) == 1 and "the run goes on" in caplog.text
 
 
+def test_a_server_that_goes_away_while_a_run_is_made_has_one_run_and_all_settings(server, tmp_path, caplog):
+    class Params(dict):
+        def __setitem__(self, name, value):
+            if len(self) == 3 and not caplog.records:
+                raise ConnectionError("refused")
+            super().__setitem__(name, value)
+
+    caplog.set_level(logging.WARNING)
+    server.params = Params()
+    with opened(tmp_path) as log:
+        log.record({"step": 1, "loss": 1.0})
+        while not caplog.records:
+            pass
+        log.record({"step": 2, "loss": 1.0})
+    assert server.made == 1 and server.params["train.lr"] == "0.002" and len(server.params) > 20
+    assert [line[3] for line in server.metrics] == [1, 2]
+
+
 def test_a_server_that_hangs_holds_up_nothing(server, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("geomed_mae.training.mlflow_log.PATIENCE_S", 0.05)
     server.hold.clear()

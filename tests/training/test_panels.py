@@ -11,7 +11,14 @@ from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import OutputError
 from geomed_mae.training.live_files import BOXES
 from geomed_mae.training.panels import (
+    BELOW,
+    CELL,
+    GAP,
     HIDDEN,
+    LEFT,
+    SCALE,
+    TOP,
+    TWO_LINES,
     _cells,
     caption,
     draw,
@@ -90,6 +97,66 @@ def test_cells_are_where_the_picture_says_and_in_true_proportion(tmp_path):
                 assert pixels[place][:3] == pytest.approx(cell[y, x], abs=0.01)
 
 
+@pytest.mark.parametrize("dpi", [100, 150])
+def test_the_label_of_a_thin_row_stays_within_its_row(tmp_path, dpi):
+    from matplotlib.image import imread
+
+    words = (
+        "example 1 · axial",
+        "example 1 · coronal",
+        "example 12 · VV · slice x column",
+        "no break in this one",
+        "x",
+    )
+    rows = [
+        replace(picture(4, aspect), label=label, unit="mW/(m2 sr nm)")
+        for label, aspect in zip(words, (1.0, 0.15, 0.17, 0.01, 1.4), strict=True)
+    ]
+    pixels = imread(draw(tmp_path / "x.png", rows, title="x", dpi=dpi))[..., :3].min(axis=-1)
+    top = TOP
+    for row in rows:
+        tall = CELL * row.aspect
+        ends = [round((edge + way * BELOW / 2) * dpi) for edge, way in ((top, -1), (top + tall, 1))]
+        for left, right in ((0, LEFT), (LEFT + 3 * CELL + 2 * GAP + 0.2, LEFT + 3 * CELL + 2 * GAP + SCALE)):
+            margin = pixels[ends[0] : ends[1], round(left * dpi) : round(right * dpi) - 3]
+            assert margin.min() < 0.9, f"{row.label}: there is a label, or a scale with its unit"
+            if left == 0:
+                assert (margin[[0, -1]] == 1).all() and (margin[:, 0] == 1).all(), f"{row.label} leaves its row"
+        top += tall + BELOW
+
+
+def test_a_label_that_fits_is_one_line_and_a_thin_row_has_two(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    said = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (path.touch(), said.append(figure)))
+    rows = [replace(picture(4, aspect), label="example 1 · coronal", unit="mW/(m2 sr nm)") for aspect in (1.0, 0.2)]
+    draw(tmp_path / "x.png", rows, title="x")
+    labels = [axis.yaxis.label for axis in said[0].axes if "example" in axis.get_ylabel()]
+    assert [(label.get_text(), label.get_fontsize()) for label in labels] == [
+        ("example 1 · coronal", 7.5),
+        ("example 1\ncoronal", TWO_LINES),
+    ]
+    units = [axis.yaxis.label for axis in said[0].axes if "mW" in axis.get_ylabel()]
+    tall = [label.get_window_extent().height / said[0].dpi for label in units]
+    assert len(tall) == 4 and max(tall[2:]) < 0.2 * CELL + BELOW < min(tall[:2]), "the unit of a thin row is smaller"
+
+
+def test_a_cell_of_another_shape_is_cut_into_a_strip_without_what_stands_beside_it(tmp_path):
+    from geomed_mae.reporting.series import _cut, _read
+
+    rows = [replace(picture(4, aspect), label="example 1 · coronal", edges="") for aspect in (1.0, 2.6, 0.2)]
+    for row in rows:
+        for array in (row.image, row.answer):
+            array[:] = 60.0
+        row.seen[:], row.valid[:] = True, True
+    pixels, boxes = _read(draw(tmp_path / "x.png", rows, title="x", dpi=100))
+    for column in boxes:
+        strip = _cut(pixels, column)[..., :3]
+        shades = np.unique(strip[:, 2:-2].reshape(-1, 3).round(2), axis=0)
+        assert shades.shape == (2, 3) and (shades[1] == 1).all(), "the grey of the image and white, no label, no scale"
+
+
 def test_the_caption_says_what_is_shown(objective, batches_of):
     text = caption(batches_of("landsat7", (16, 16)), 0.75, (4, 4))
     assert text.split("  ·  ") == [
@@ -99,6 +166,12 @@ def test_the_caption_says_what_is_shown(objective, batches_of):
         "patch 4 x 4",
         "spacing 1 x 2 m",
     ]
+
+
+def test_the_caption_gives_the_spacings_of_all_crops(objective, batches_of):
+    batch = batches_of("ct", (4, 16, 16), count=2)
+    batch.spacing[1, 0] = 2.5
+    assert caption(batch, 0.75, (2, 8, 8)).endswith("spacing 2.5 to 5 x 1 x 2 mm")
 
 
 def test_errors_are_means_over_asked_pixels_per_channel_in_its_unit(objective, batches_of):
