@@ -29,7 +29,7 @@ from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.learner import Learner
 from geomed_mae.training.loop import Progress, fit
 from geomed_mae.training.objective import MaskedObjective, objective_state
-from geomed_mae.training.observers import Watch
+from geomed_mae.training.observers import Watch, due
 from geomed_mae.training.plan import describe_plan
 from geomed_mae.training.run import FollowedRun, RunFolder, describe_environment, open_run
 
@@ -137,18 +137,14 @@ def _train(
     def blank() -> MaskedAutoencoder:
         return MaskedAutoencoder.from_spec(objective.mae.spec)
 
-    seen: list[MaskedAutoencoder | None] = [None]
-    watch: Watch | None = None
-    due = [every for every in (train.panels_every, train.probe_every) if every]
+    watch = Watch(objective, steps, index, recipe, run, labels=labels) if ranks.first else None
 
     def observe(done: int) -> None:
-        if any(done % every == 0 for every in due):
-            seen[0] = learner.best(blank)  # in every process: each may hold a part
-        if watch is not None:
-            watch.observe(done)
+        if due(train, done, labelled=labels is not None):
+            model = learner.best(blank)  # in every process: each may hold a part
+            if watch is not None:
+                watch.observe(done, model)
 
-    if ranks.first:
-        watch = Watch(objective, steps, index, recipe, run, labels=labels, model=lambda: seen[0])
     done = fit(
         learner,
         batches,
@@ -160,11 +156,11 @@ def _train(
         resumed=run.resumed,
         observe=observe,
     )
-    seen[0] = best = learner.best(blank)
+    best = learner.best(blank)
     if watch is None:
         return {}
     save_encoder(run.path / "encoder", best.encoder, objective.contract)
-    summary = run.finish({**_summary(done, run, index), **watch.finish()})
+    summary = run.finish({**_summary(done, run, index), **watch.finish(best)})
     return {"run": str(run.path), "encoder": str(run.path / "encoder"), **{key: summary[key] for key in RESULT}}
 
 

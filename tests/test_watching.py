@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_no_name_of_images_or_labels_is_in_the_run(watched, place):
 
 
 def test_a_resumed_run_says_where_and_ends_with_the_same_bits(watched, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(observers.Watch, "observe", _stop_after_three)
+    monkeypatch.setattr(sys.modules[pretrain.__module__], "due", _stop_after_three)
     with pytest.raises(Preempted):
         pretrain(recipe(**WATCHED), [place / "images"], tmp_path / "run", labels=place / "labels")
     monkeypatch.undo()
@@ -121,9 +122,10 @@ def test_a_resumed_run_says_where_and_ends_with_the_same_bits(watched, place, tm
     assert "Resumed at step 3" in report(tmp_path / "run").read_text()
 
 
-def _stop_after_three(self, done):
+def _stop_after_three(train, done, *, labelled):
     if done == 3:
         raise Preempted("told to stop")
+    return observers.due(train, done, labelled=labelled)
 
 
 def test_labels_that_do_not_fit_cost_a_warning_without_names_in_the_run(place, tmp_path, caplog):

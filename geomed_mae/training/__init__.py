@@ -9,7 +9,7 @@ distributed  the processes of a run, and what they tell one another
 parallel     one module in several processes: replicated, in parts, compiled
 checkpoint   atomic, verified, without pickle
 signals      being told to stop
-watch        counts, means and the bar that a user sees
+progress     counts, means and the bar that a user sees
 objective    what a pretraining step computes from a batch
 begin        contract and first weights of a run
 plan         what a dry run tells

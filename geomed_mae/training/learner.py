@@ -15,7 +15,7 @@ from geomed_mae.training.average import Average
 from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.optim import build_optimizers
 from geomed_mae.training.parallel import Parallel, placed_like
-from geomed_mae.training.watch import Progress
+from geomed_mae.training.progress import Progress
 
 if TYPE_CHECKING:
     from geomed_mae.config import TrainConfig

@@ -25,8 +25,8 @@ from geomed_mae.training import checkpoint
 from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.learner import Learner
 from geomed_mae.training.optim import lr_scale
+from geomed_mae.training.progress import Bar, Clock, Progress, Window
 from geomed_mae.training.signals import stop_on_signal
-from geomed_mae.training.watch import Bar, Clock, Progress, Window
 
 if TYPE_CHECKING:
     from geomed_mae.config import TrainConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from geomed_mae.archives.description import describe_archive
 from geomed_mae.archives.index import Index
-from geomed_mae.config import Recipe
+from geomed_mae.config import Recipe, TrainConfig
 from geomed_mae.errors import ConfigError, OutputError, ReadError
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.samples.batch import Batch
@@ -53,8 +53,6 @@ class Watch:
         recipe: train.panels_every, train.probe_every; labels.
         run: the open run folder.
         labels: label maps or a CSV table of images of the archive, for the probe.
-        model: gives the autoencoder to look at, such as one with averaged weights; None is the objective's.
-        live: False looks at the end alone (where one process does not hold the whole model).
 
     Raises:
         OutputError: the run folder cannot be written.
@@ -69,11 +67,8 @@ class Watch:
         run: RunFolder,
         *,
         labels: str | Path | None = None,
-        model: Callable[[], MaskedAutoencoder] | None = None,
-        live: bool = True,
     ) -> None:
         self._objective, self._steps, self._index, self._recipe, self._run = objective, steps, index, recipe, run
-        self._model, self._live = model or (lambda: objective.mae), live
         self._panels = run.path / "panels"
         self._batches: list[tuple[str, Batch]] = []
         self._scored: dict[str, Any] = {}
@@ -84,35 +79,33 @@ class Watch:
         if done:
             run.record({"step": done, "resumed": True})
         self._probe = None if labels is None else self._open_probe(labels)
-        if live and recipe.train.panels_every:
+        if recipe.train.panels_every:
             # Now, not when they are first due: with CUDA a thread of its own then makes batches with the same `steps`,
             # whose caches are for one thread.
             with self._looking("live panels"):
                 self._batches = [(name, steps.examples(bucket, LIVE_CANDIDATES)) for name, bucket in self._shown()]
 
-    def observe(self, done: int) -> None:
-        """Look at the model if something is due after `done` steps; the last step is left to `finish`."""
+    def observe(self, done: int, model: MaskedAutoencoder) -> None:
+        """Look at the model (averaged, where there is an average) with what is due after `done` steps; see `due`."""
         train = self._recipe.train
-        if not self._live or done >= train.steps:
-            return
         if train.panels_every and done % train.panels_every == 0:
             with self._looking("live panels"):
-                self._draw_live(done)
+                self._draw_live(done, model)
         if self._probe is not None and train.probe_every and done % train.probe_every == 0:
             with self._looking("the live probe"):
-                self._score(self._probe, done)
+                self._score(self._probe, done, model)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, model: MaskedAutoencoder) -> dict[str, Any]:
         """Draw the final panels and probe for the last time; return `reconstruction_error`, and `probe` with labels.
 
         Raises:
             OutputError: a picture cannot be written. ReadError: no image of the archive can be read any more.
         """
         train, errors = self._recipe.train, {}
-        if self._live and train.panels_every:
+        if train.panels_every:
             with self._looking("live panels"):
-                self._draw_live(train.steps)
-        objective = self._looked_at()
+                self._draw_live(train.steps, model)
+        objective = self._looking_at(model)
         with evaluating(objective.mae):
             for name, bucket in self._shown():
                 batch = self._steps.examples(bucket, CANDIDATES)
@@ -120,7 +113,7 @@ class Watch:
                 errors[name] = draw_reconstructions(objective, batch, path, sides=self._sides(batch))
         found: dict[str, Any] = {"reconstruction_error": errors}
         if self._probe is not None:
-            self._score(self._probe, train.steps)
+            self._score(self._probe, train.steps, model)
             found["probe"] = self._scored
         return found
 
@@ -136,9 +129,9 @@ class Watch:
                     why = "training leaves the device too little memory for it"
                 log.warning("%s: %s; the run goes on", what, why)
 
-    def _looked_at(self) -> MaskedObjective:
+    def _looking_at(self, model: MaskedAutoencoder) -> MaskedObjective:
         own = self._objective
-        return MaskedObjective(self._model(), own.contract, masking=own.masking, seed=own.seed)
+        return MaskedObjective(model, own.contract, masking=own.masking, seed=own.seed)
 
     def _shown(self) -> list[tuple[str, Bucket]]:
         """Return (file name without suffix, bucket) of those that most steps go to, in that order."""
@@ -152,8 +145,8 @@ class Watch:
     def _sides(self, batch: Batch) -> dict[str, Any]:
         return sides({key: self._index.outline(key).geometry for key in batch.keys})
 
-    def _draw_live(self, done: int) -> None:
-        objective = self._looked_at()
+    def _draw_live(self, done: int, model: MaskedAutoencoder) -> None:
+        objective = self._looking_at(model)
         with evaluating(objective.mae):
             for name, batch in self._batches:
                 path = self._panels / f"{live_name(done)}-{name}.png"
@@ -170,10 +163,16 @@ class Watch:
             log.warning("there will be no probe: the labels do not fit the archive; training does not need them")
             return None
 
-    def _score(self, probe: OnlineProbe, done: int) -> None:
-        scores = probe.score(self._model().encoder)
+    def _score(self, probe: OnlineProbe, done: int, model: MaskedAutoencoder) -> None:
+        scores = probe.score(model.encoder)
         self._run.record({"step": done, **scores})
         self._scored = {name.removeprefix("probe_"): value for name, value in scores.items()}
+
+
+def due(train: TrainConfig, done: int, *, labelled: bool) -> bool:
+    """Return whether a live panel or, with labels, a probe is due after `done` steps; the last step is `finish`'s."""
+    every = [train.panels_every, train.probe_every if labelled else None]
+    return done < train.steps and any(number and done % number == 0 for number in every)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.training.learner import Learner
-from geomed_mae.training.loop import Loss, autocast
+from geomed_mae.training.loop import Loss, gradients
 
 if TYPE_CHECKING:
     from geomed_mae.config import TrainConfig
@@ -82,13 +82,7 @@ def _step(
     learner: Learner, loss: Callable[[Batch, int], Loss], batch: Batch, train: TrainConfig, number: int
 ) -> Tensor:
     """Do one step as `training.loop.fit` does."""
-    size = max(1, len(batch) // train.accumulate)
-    for first in range(0, len(batch), size):
-        part = batch.part(first, min(first + size, len(batch)))
-        with learner.parallel.part(last=first + size >= len(batch)):
-            with autocast(learner.device, train.precision):
-                value, _ = loss(part.to(learner.device), number)
-            (value / train.accumulate).backward()
+    gradients(learner, batch, loss, number, train)
     norm = learner.parallel.clip(learner.optimizers.parameters(), train.clip)
     learner.update(number)
     return norm

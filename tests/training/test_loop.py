@@ -18,7 +18,7 @@ from geomed_mae.errors import ConfigError, IntegrityError, NumericalError, Preem
 from geomed_mae.training import checkpoint
 from geomed_mae.training.learner import Learner
 from geomed_mae.training.loop import MAX_BAD_STEPS, autocast, fit
-from geomed_mae.training.watch import Bar, Progress, Window
+from geomed_mae.training.progress import Bar, Progress, Window
 
 TRAIN = {"steps": 6, "batch_size": 4, "log_every": 2, "checkpoint_every": 100, "lr": 0.01, "seed": 3}
 
