@@ -269,3 +269,9 @@ def test_signals_are_those_that_schedulers_send():
     from geomed_mae.training.signals import SIGNALS
 
     assert set(SIGNALS) == {signal.SIGTERM, signal.SIGUSR1}
+
+
+def test_one_of_several_processes_leaves_with_its_code_and_all_that_it_said():
+    code = "import atexit; from geomed_mae.__main__ import leave; atexit.register(print, 'late'); print('is'); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "is\n"), "the interpreter's own end is left out"

@@ -145,11 +145,13 @@ def test_two_processes_cannot_write_one_run(tmp_path):
 
 def test_a_worker_that_outlives_a_run_does_not_hold_its_lock(tmp_path):
     run = open_run(tmp_path)
-    read, write = os.pipe()
+    (read, write), (began, begun) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(begun, b".")
         os.read(read, 1)
         os._exit(0)
+    os.read(began, 1)  # what the child does first, all packages' hooks of fork, is done
     try:
         run.close()  # as the kernel closes for a process that is killed
         open_run(tmp_path, resume=True).close()

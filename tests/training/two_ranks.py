@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
+from geomed_mae.__main__ import leave
 from geomed_mae.config import TrainConfig
 from geomed_mae.errors import ConfigError, Preempted
 from geomed_mae.modalities import load_modality
@@ -118,3 +119,4 @@ def raised(error):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
