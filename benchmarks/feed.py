@@ -18,7 +18,8 @@ caches lie in a temporary folder, which goes away. Result: a JSON object on stdo
 Measured on two cores of an Intel Xeon, no workers, two scenes of 4096 x 4096 x 4 bands (uint16, deflate, crops of
 224 x 224 in batches of 64) and two CT series of 32 to 48 slices of 512 x 512 (crops of 16 x 128 x 128 in batches of 8);
 samples per CPU second, medians of 2 to 4 rounds, ratios with quartiles. Others kept the machine at a load of 4 to 14,
-and the first line of J2K is from before passes were of whole windows of steps:
+the first line of J2K is from before passes were of whole windows of steps, and tiled and striped scenes were still
+kept by the cache (`store.SLOWER` was 3), which gained nothing and is why they are not now:
 
               plain   first   second   first / plain     second / plain    second / first   peak MB: plain, ours
     tiled      101     560     459      5.5 [3.4, 7.9]    4.6 [4.5, 6.8]    0.9 [0.6, 2.0]   101, 291

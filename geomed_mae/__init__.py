@@ -4,14 +4,15 @@
 
 The map of the package (nouns are folders, verbs are files; imports go from later to earlier lines only):
 
-    errors  plugins  config  image      the ground: exceptions, registries, recipes, the frozen Image
+    errors  plugins  config  recipe_file  image
+                                        the ground: exceptions, registries, recipes and their files, the frozen Image
     modalities/                         MEANING of pixels, one YAML each
     readers/                            FORMAT, one file or folder each; the only place that opens image files
     archives/                           index, ledger, keyed identities, statistics, splits, data cards
     samples/   models/                  crops and batches; the channel-flexible masked autoencoder
     heads/                              classify, segment
     training/                           the one loop, optimiser, checkpoints, run folders, metrics, panels
-    writers/   exporters/               one file per output format; one file per target
+    writers/   exporters/   reporting/  one file per output format; one file per target; report.html
     scan inspect pretrain finetune evaluate probe predict embed reconstruct export report doctor demo
                                         the verbs, which cli.py offers as commands
 

@@ -56,9 +56,9 @@ class DataConfig(Section):
     weights: dict[str, float] | None = science(None)
     """Relative shares of the steps that the modalities of a mixed archive get; None goes by their valid pixels."""
     crops_per_read: int | None = science(None, ge=1)
-    """Neighbouring crops of one batch that are cut from the same decoded blocks: faster on large compressed scenes, at
-    the price of batches with fewer places in them. 1 draws every crop by itself; None is a quarter of the batch, at
-    most 16."""
+    """Neighbouring crops that are cut from the same decoded blocks: faster on large compressed scenes, at the price of
+    fewer places in the steps that share them (shuffle_steps). 1 draws every crop by itself; None is at most 16, and so
+    few that these steps have several reads to share (4 for one step, up to 16)."""
     shuffle_steps: int = science(8, ge=1)
     """Steps whose crops are read together and dealt out among them, so that crops of one read reach several batches; 1
     keeps them in one."""

@@ -67,6 +67,13 @@ def landsat_scene(
     return water
 
 
+def labelled_scenes(root: Path, count: int) -> Path:
+    """Write so many small scenes to `images` and their labels to `labels`; returns `root`."""
+    for seed in range(count):
+        landsat_scene(root / "images" / f"{seed}.tif", root / "labels" / f"{seed}.tif", shape=(64, 64), seed=seed)
+    return root
+
+
 def mr_volume(
     path: Path, labels: Path | None, *, shape: tuple[int, int, int] = (20, 24, 16), seed: int = 0, spacing: float = 1.0
 ) -> np.ndarray:

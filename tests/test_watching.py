@@ -17,7 +17,7 @@ from geomed_mae.report import report
 from geomed_mae.samples.loader import Steps
 from geomed_mae.training import checkpoint, observers
 from geomed_mae.training.live_files import live_panels
-from tests.scenes import landsat_scene
+from tests.scenes import labelled_scenes
 
 RECIPE = {
     "data": {"modality": "landsat7", "crop_2d": [32, 32], "crops_per_read": 1},
@@ -33,10 +33,7 @@ def recipe(**train):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("JANE_DOE")
-    for seed in range(3):
-        landsat_scene(root / "images" / f"{seed}.tif", root / "labels" / f"{seed}.tif", shape=(64, 64), seed=seed)
-    return root
+    return labelled_scenes(tmp_path_factory.mktemp("JANE_DOE"), 3)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from geomed_mae.training import probe_windows
 from geomed_mae.training.probe_online import OnlineProbe
 from geomed_mae.training.probing import HELD_OUT, SEED, Patches, auroc, held_out_predictions, linear_probe, patch_means
 from tests.make_data import write_geotiff
-from tests.scenes import landsat_scene, mr_volume
+from tests.scenes import labelled_scenes, landsat_scene, mr_volume
 
 SPEC = ModelSpec(dim=24, depth=1, heads=2, patch_2d=(8, 8), patch_3d=(4, 4, 4), basis=4)
 
@@ -40,10 +40,7 @@ def parts(folder, modality, crop):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("scenes")
-    for seed in range(4):
-        landsat_scene(root / "images" / f"{seed}.tif", root / "labels" / f"{seed}.tif", shape=(64, 64), seed=seed)
-    return root
+    return labelled_scenes(tmp_path_factory.mktemp("scenes"), 4)
 
 
 @pytest.fixture
