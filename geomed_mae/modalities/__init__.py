@@ -15,6 +15,8 @@ A modality file says (see `rgb.yaml` for the shortest, `sentinel2_l2a.yaml` for 
     noise_floor     physical standard deviation under which a patch is noise (targets are not blown up below it)
     flips           symmetries of the scene: y, x, z, rot90
     channels        list of name, aliases and physics; the order is the order of unnamed bands
+    leave_out_bands names of bands that come along and are no channels (quality maps, previews); they are left out, with
+                    a flag, where the user named the modality
     bind            how series of one study become channels of one image, see `binding`
     scene           how the band files of one scene are recognised, see `scene`
 
@@ -75,6 +77,7 @@ class Modality:
     normalise: Normalisation
     channels: tuple[Channel, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict, hash=False)
+    leave_out_bands: tuple[str, ...] = ()
     dicom: tuple[str, ...] = ()
     scale: float = 1.0
     offset: float = 0.0
@@ -91,6 +94,10 @@ class Modality:
             raise ConfigError(f"modality '{self.name}': geometry '{self.geometry}' is none of {', '.join(GEOMETRIES)}")
         if unknown := set(self.flips) - set(FLIPS):
             raise ConfigError(f"modality '{self.name}': flips {sorted(unknown)} are none of {', '.join(FLIPS)}")
+
+    def leaves_out(self, name: str) -> bool:
+        """Say whether a band of this name comes along and is no channel; case aside."""
+        return name.strip().casefold() in {left.casefold() for left in self.leave_out_bands}
 
     def channel(self, name: str) -> Channel | None:
         """Return the channel called `name`, its name or alias compared without case, or None."""
@@ -121,6 +128,9 @@ def parse_modality(path: Path) -> Modality:
     for key in data:
         if key not in known:
             raise ConfigError(f"{path.name}: unknown field '{key}'; {suggest(str(key), known)}")
+    left = data.get("leave_out_bands") or ()
+    if isinstance(left, str) or not all(isinstance(name, str) for name in left):
+        raise ConfigError(f"{path.name}: leave_out_bands is {left!r}; write a list of band names")
     missing = [name for name in ("name", "title", "geometry", "formats", "unit", "normalise") if name not in data]
     if missing:
         raise ConfigError(f"{path.name}: missing field '{missing[0]}'")
@@ -139,6 +149,7 @@ def parse_modality(path: Path) -> Modality:
                 **data,
                 "formats": tuple(data["formats"]),
                 "dicom": tuple(data.get("dicom") or ()),
+                "leave_out_bands": tuple(left),
                 "flips": tuple(data.get("flips") or ()),
                 "normalise": Normalisation(**data["normalise"]),
                 "value_range": tuple(data["value_range"]) if data.get("value_range") else None,

@@ -19,6 +19,8 @@ from geomed_mae.readers.regular import quoted
 
 ORDER_ASSUMED = "ORDER_ASSUMED"
 """Bands were named by their number: the file does not describe them, the user named the modality."""
+BANDS_LEFT_OUT = "BANDS_LEFT_OUT"
+"""The file also has bands that are no channels of the modality, such as quality maps or a rendered picture."""
 MODALITY_AMBIGUOUS = "MODALITY_AMBIGUOUS"
 """The band names fit several modalities."""
 MODALITY_UNNAMED = "MODALITY_UNNAMED"
@@ -45,10 +47,11 @@ class Bands:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A modality, one channel a band in the file's order, and flags for the index."""
+    """A modality, the bands that are its channels (numbers from 1), one channel each, and flags for the index."""
 
     modality: Modality
     channels: tuple[Channel, ...]
+    numbers: tuple[int, ...]
     flags: tuple[str, ...] = ()
 
 
@@ -61,7 +64,11 @@ class NoChoice:
 
 
 def choose(bands: Bands, candidates: Sequence[Modality]) -> Choice | NoChoice:
-    """Choose the modality of a raster among `candidates` and name its bands."""
+    """Choose the modality of a raster among `candidates` and name its bands.
+
+    Bands that a modality leaves out are left out only where the user named it: among unnamed candidates they would be
+    channels like any other.
+    """
     rasters = [m for m in candidates if m.geometry == "raster" and not {"geotiff", "jp2"}.isdisjoint(m.formats)]
     named = [m for m in rasters if m.channels]
     unnamed = next((m for m in rasters if not m.channels), None)
@@ -72,9 +79,13 @@ def choose(bands: Bands, candidates: Sequence[Modality]) -> Choice | NoChoice:
     found = _pick(fits) if fits else None
     if found is not None:
         return found
+    if unnamed is None and (rest := _without_left_out(bands, named)) is not None:
+        chosen = choose(rest, candidates)
+        return replace(chosen, flags=(*chosen.flags, BANDS_LEFT_OUT)) if isinstance(chosen, Choice) else chosen
     if unnamed is not None:
         flags = (MODALITY_UNNAMED, MODALITY_AMBIGUOUS) if fits else (MODALITY_UNNAMED,)
-        return Choice(unnamed, tuple(Channel(name=f"band{n}", unit=unnamed.unit) for n in bands.numbers), flags)
+        channels = tuple(Channel(name=f"band{n}", unit=unnamed.unit) for n in bands.numbers)
+        return Choice(unnamed, channels, bands.numbers, flags)
     if fits:
         several = ", ".join(choice.modality.name for choice in fits)
         return NoChoice(Reason.MODALITY_MISMATCH, f"its bands fit {several}; name one of them")
@@ -86,14 +97,23 @@ def _fits(bands: Bands, named: Sequence[Modality], *, open_ended: bool) -> list[
     plausible = [m for m in named if not open_ended or (_holds(m, bands.dtype) and not _scenes_only(m))]
     # "band1", "band2" are names of Landsat's bands only where the user says that it is Landsat.
     if all(bands.names) and not (open_ended and bands.nameless):
-        fits = [Choice(m, channels) for m in plausible if (channels := _channels(m, bands.names))]
+        fits = [Choice(m, channels, bands.numbers) for m in plausible if (channels := _channels(m, bands.names))]
         if fits:
             return fits
     if not bands.nameless or (open_ended and bands.dtype != "uint8"):
         return []
     # Colours say too little to be part of a larger set: GDAL also gives them to previews of anything.
     by_colour = [(m, _channels(m, bands.colours)) for m in plausible if len(m.channels) == len(bands.colours)]
-    return [Choice(m, channels) for m, channels in by_colour if channels]
+    return [Choice(m, channels, bands.numbers) for m, channels in by_colour if channels]
+
+
+def _without_left_out(bands: Bands, named: Sequence[Modality]) -> Bands | None:
+    """Return the bands that no modality leaves out; None where that are all of them, or none."""
+    kept = [at for at, name in enumerate(bands.names) if not (name and any(m.leaves_out(name) for m in named))]
+    if len(kept) in (0, len(bands.names)):
+        return None
+    names, colours, numbers = (tuple(part[at] for at in kept) for part in (bands.names, bands.colours, bands.numbers))
+    return Bands(names, colours, numbers, bands.dtype)
 
 
 def _holds(modality: Modality, dtype: str) -> bool:
@@ -121,7 +141,7 @@ def _pick(fits: Sequence[Choice]) -> Choice | None:
     exact = [choice for choice in fits if len(choice.modality.channels) == len(choice.channels)]
     meanings = {(c.modality.scale, c.modality.offset, tuple(_physics(channel) for channel in c.channels)) for c in fits}
     if len(meanings) == 1 or len(exact) == 1:
-        return Choice(closest.modality, closest.channels, (MODALITY_AMBIGUOUS,))
+        return Choice(closest.modality, closest.channels, closest.numbers, (MODALITY_AMBIGUOUS,))
     return None
 
 
@@ -135,7 +155,7 @@ def _by_count(bands: Bands, named: Sequence[Modality]) -> Choice | NoChoice:
     count = len(bands.numbers)
     same = [m for m in named if len(m.channels) == count]
     if len(same) == 1 and (bands.nameless or count == 1):
-        return Choice(same[0], same[0].channels, (ORDER_ASSUMED,))
+        return Choice(same[0], same[0].channels, bands.numbers, (ORDER_ASSUMED,))
     described = "undescribed" if bands.nameless else f"called {_listed(bands.names)}"
     if len(named) > 1:
         wanted = ", ".join(f"{m.name} ({len(m.channels)})" for m in named)

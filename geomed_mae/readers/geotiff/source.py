@@ -57,6 +57,7 @@ def _source(found: Header, modalities: Sequence[Modality], reader: str) -> Sourc
     choice = choose(Bands(names, tuple(found.colours[n - 1] for n in numbers), numbers, found.dtype), modalities)
     if isinstance(choice, NoChoice):
         return Refusal(found.path, choice.reason, choice.detail)
+    numbers = choice.numbers
     nodata = _nodata(found, choice.modality.nodata)
     if isinstance(nodata, Refusal):
         return nodata

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -433,11 +434,25 @@ def test_a_wrong_number_or_name_of_bands_is_a_mismatch_that_says_which(tmp_path)
     few = write_geotiff(tmp_path / "a.tif", pixels(5))
     assert refusal(few, "landsat7").reason is Reason.BAND_MISMATCH
     assert "5 undescribed bands cannot be the 6 of landsat7" in refusal(few, "landsat7").detail
-    odd = write_geotiff(tmp_path / "b.tif", pixels(3), descriptions=["TCI_R", "B8", "B12"])
-    assert "bands `TCI_R` are not bands of sentinel2-l2a" in refusal(odd, "sentinel2-l2a").detail
+    odd = write_geotiff(tmp_path / "b.tif", pixels(3), descriptions=["NDVI", "B8", "B12"])
+    assert "bands `NDVI` are not bands of sentinel2-l2a" in refusal(odd, "sentinel2-l2a").detail
     assert refusal(few, ["landsat7", "sentinel1"]).reason is Reason.MODALITY_MISMATCH
     assert "landsat7 (6), sentinel1 (2)" in refusal(few, ["landsat7", "sentinel1"]).detail
     assert refusal(few, "ct").reason is Reason.MODALITY_MISMATCH
+
+
+def test_bands_that_a_modality_leaves_out_are_left_out_with_a_flag_where_the_user_named_it(tmp_path):
+    stored = pixels(4)
+    path = write_geotiff(tmp_path / "a.tif", stored, descriptions=["scl", "B8", "TCI_R", "B12"])
+    image = one(path, "sentinel2-l2a")
+    assert [channel.name for channel in image.channels] == ["B08", "B12"]
+    np.testing.assert_allclose(image.array, np.where(image.valid, stored[[1, 3]] * 1e-4, 0), rtol=1e-6)
+    assert flags(path, "sentinel2-l2a") == ("BANDS_LEFT_OUT",)
+    assert one(path).modality == "unnamed-raster" and len(one(path).channels) == 4, "auto leaves nothing out"
+    nothing = write_geotiff(tmp_path / "b.tif", pixels(2), descriptions=["SCL", "TCI_R"])
+    assert "bands `SCL`, `TCI_R` are not bands of sentinel2-l2a" in refusal(nothing, "sentinel2-l2a").detail
+    odd = write_geotiff(tmp_path / "c.tif", pixels(3), descriptions=["SCL", "B8", "NDVI"])
+    assert "bands `NDVI` are not bands" in refusal(odd, "sentinel2-l2a").detail
 
 
 def test_a_band_described_twice_is_not_taken_for_two_channels(tmp_path):
@@ -857,12 +872,13 @@ def test_every_real_raster_equals_rasterio_or_has_a_reason(shared_data):
 
 @pytest.mark.data
 def test_real_fires_are_named_by_their_bands_and_not_by_their_number(shared_data):
-    """Thirteen files hold B2, B3, B4, B8, B12; nine hold a display picture in place of the first three."""
+    """Thirteen files hold B2, B3, B4, B8, B12; nine hold a display picture in place of three, left out."""
     files = sorted((shared_data / "sat" / "wildfire_s2" / "images").glob("*.tif"))
     found = survey(files, resolve_modalities("sentinel2-l2a"))
-    assert len(found.sources) == 13 and {r.reason for r in found.refusals} == {Reason.BAND_MISMATCH}
-    assert all("bands `TCI_R`, `TCI_G`, `TCI_B` are not bands of sentinel2-l2a" in r.detail for r in found.refusals)
-    assert all("give a modality file that has its bands, or use auto" in r.detail for r in found.refusals)
+    assert len(found.sources) == 22 and not found.refusals
+    names = Counter(tuple(channel.name for channel in source.channels) for source in found.sources)
+    assert names == {("B02", "B03", "B04", "B08", "B12"): 13, ("B08", "B12"): 9}
+    assert sum("BANDS_LEFT_OUT" in source.flags for source in found.sources) == 9
     for source in found.sources:
         rows, columns = source.geometry.gsd_m
         assert rows == pytest.approx(20, rel=0.01) and 14 < columns < 18  # columns shrink with the cosine of latitude
