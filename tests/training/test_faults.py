@@ -707,7 +707,7 @@ def test_fault_59_a_second_run_in_the_same_folder_ends_with_4(place, sessions, t
     run = tmp_path / "run"
     first = sessions.start(*words(place, run, *SHORT), record=record_of(run), slow=60)
     try:
-        first.until(lambda: Path(record_of(run)).is_file())
+        first.until(lambda: bool(recorded(Path(record_of(run)))))  # its first batch: by then it holds the run
         second = sessions.run(*words(place, run, *SHORT, "--resume"))
         assert second.code == 4 and "another process is writing the run" in second.said
         assert first.code is None
