@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "== running the tests (tests marked slow: make test-slow)"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

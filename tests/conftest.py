@@ -10,6 +10,9 @@ from hypothesis import settings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Test processes share the cores among them; each with a thread a core would only wait for the others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # The same examples in every run, so that a failure is the change's and not the day's. To look for new ones:
