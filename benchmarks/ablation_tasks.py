@@ -36,14 +36,14 @@ from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import contract_entries, normalise, scaling
 from geomed_mae.models.vit import Encoder
 from geomed_mae.readers import IGNORE, read_images, read_labels
-from geomed_mae.training.metrics import mean_known, r_squared
+from geomed_mae.scoring.values import mean_known, r_squared
 from geomed_mae.training.probing import MIN_LABELLED, patch_means
 
 OTHER_BANDS = (
     *("CANAL_20240530", "CODY_20240608", "DOVE_20241019", "GROVE_2_20240724", "HURST_20250107", "LIDIA_20250108"),
     *("RANCH_20240601", "SKY_20240619", "VALLEY_20240521"),
 )
-"""Scenes of the fires that hold the true-colour bands TCI instead of three reflectances; the reader leaves those out."""
+"""Scenes of the fires that hold the true-colour bands TCI in place of reflectances; these are left out."""
 CONTRADICTORY = ("5-6_CASCADE_CREEK_20200817",)
 """The burn ratio of near and short-wave infrared is *higher* inside this mask (ROC area 0.12): left out, unseen by
 models, for its labels would decide the mean of a split's few test scenes."""

@@ -82,6 +82,9 @@ modality_option = click.option(
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
 resume_option = click.option("--resume", is_flag=True, help="Continue the run in --out.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+transductive_option = click.option(
+    "--transductive", is_flag=True, help="Allow, and record, that the encoder has seen test images without labels."
+)
 
 
 SPLIT_OPTIONS = ("split", "split_shares", "split_seed", "block_km", "buffer_km", "exclude_unlocated")
@@ -102,6 +105,10 @@ class Fraction(click.ParamType):
         if not 0 <= share <= 1:
             self.fail(f"'{value}' is not a share such as 1% or 0.01", param, ctx)
         return share
+
+
+split_option = click.option("--split", metavar="PART", help="Use this part of an INDEX's stored split alone.")
+channels_option = click.option("--channels", metavar="LIST", help="Channels to use: B08,B12; default: all.")
 
 
 def _progress(items: Iterable, what: str, total: int) -> Iterable:
@@ -235,17 +242,33 @@ def pretrain(recipe: Path, archives: Sequence[Path], out: Path, overrides: Seque
 @labels_option
 @click.option("--encoder", required=True, help="Encoder folder, pretraining run, or none for random weights.")
 @click.option("--out", type=ANY_PATH, required=True, help="Folder for the run.")
+@click.option("--label-fraction", type=Fraction(), help="Use so large a share of the training patients or scenes: 10%.")
+@click.option("--shots", type=click.IntRange(1), help="Use so many training patients or scenes, or images of a class.")
+@click.option("--seeds", type=click.IntRange(1), help="Do so many runs, each with another seed.")
+@click.option("--twin", is_flag=True, help="Do the same from random weights, and say whether pretraining paid.")
+@transductive_option
 @set_option
 @resume_option
 @overwrite_option
 def finetune(
-    recipe: Path, archives: Sequence[Path], labels: Path, encoder: str, out: Path, overrides: Sequence[str], **how: bool
+    recipe: Path, archives: Sequence[Path], labels: Path, encoder: str, out: Path, overrides: Sequence[str], **how: Any
 ) -> None:
-    """Train a segmentation head, and the encoder under it, from labels."""
+    """Train a head, and the encoder under it, from labels; score it on patients or scenes that were held out."""
     from geomed_mae.finetune import finetune as verb
     from geomed_mae.recipe_file import load_recipe
 
-    _print(verb(load_recipe(recipe, list(overrides)), archives, labels, encoder, out, **how))
+    options = [*overrides, *_few_labels(how.pop("shots"), how.pop("label_fraction"))]
+    if (seeds := how.pop("seeds")) is not None:
+        options.append(f"train.seeds={seeds}")
+    _print(verb(load_recipe(recipe, options), archives, labels, encoder, out, progress=_progress, **how))
+
+
+def _few_labels(shots: int | None, fraction: float | None) -> list[str]:
+    """Return recipe keys; an option replaces what the recipe says, in whichever of the two ways it says it."""
+    if shots is None and fraction is None:
+        return []
+    given = {"labels.shots": shots, "labels.fraction": fraction}
+    return [f"{key}={'null' if value is None else value}" for key, value in given.items()]
 
 
 @command("geomed-mae evaluate runs/b --archive test_scenes/ --labels test_masks/ --out scores.json")
@@ -253,23 +276,38 @@ def finetune(
 @archive_option
 @labels_option
 @click.option("--out", type=ANY_PATH, required=True, help="JSON file for the scores.")
-def evaluate(run: Path, archives: Sequence[Path], labels: Path, out: Path) -> None:
-    """Score a fine-tuned run on images that it has not seen."""
+@click.option("--split", metavar="PART", help="Score this part of the INDEX's stored split alone, for example test.")
+@transductive_option
+@click.option("--buffer-km", type=click.FloatRange(0), help="Smallest distance to ground that the model has seen.")
+@click.option("--pictures/--no-pictures", default=True, help="Draw confusion, calibration and worst cases beside FILE.")
+def evaluate(run: Path, archives: Sequence[Path], labels: Path, out: Path, **how: Any) -> None:
+    """Score a fine-tuned run, or a study of several, on images that it has not seen."""
     from geomed_mae.evaluate import evaluate as verb
 
-    _print(verb(run, archives, labels, out, progress=_progress))
+    _print(verb(run, archives, labels, out, progress=_progress, **how))
 
 
-@command("geomed-mae probe runs/a --archive scenes/ --labels masks/ --out probe.json")
+@command("geomed-mae probe runs/a --archive index/ --labels masks/ --out probe.json")
 @click.argument("encoder", type=EXISTING)
 @archive_option
-@labels_option
+@click.option("--labels", type=EXISTING, required=True, help="Label maps, a CSV table of classes, or a folder of them.")
 @click.option("--out", type=ANY_PATH, required=True, help="JSON file for the scores.")
-def probe(encoder: Path, archives: Sequence[Path], labels: Path, out: Path) -> None:
-    """Score frozen features beside the floors that any encoder must beat."""
-    from geomed_mae.probe import probe as verb
+@split_option
+@channels_option
+@click.option("--shots", metavar="LIST", help="Also score few labels: 8,16,32.")
+@transductive_option
+@set_option
+def probe(
+    encoder: Path, archives: Sequence[Path], labels: Path, out: Path, overrides: Sequence[str], **how: Any
+) -> None:
+    """Score frozen features beside the floors that any encoder must beat.
 
-    _print(verb(encoder, archives, labels, out, progress=_progress))
+    --set takes the recipe keys of `labels`, for example labels.test=0.3, and head.classes.
+    """
+    from geomed_mae.probe import probe as verb
+    from geomed_mae.probe import probe_recipe
+
+    _print(verb(encoder, archives, labels, out, recipe=probe_recipe(overrides), progress=_progress, **how))
 
 
 @command("geomed-mae predict runs/b --archive scenes/ --out maps/")
@@ -284,11 +322,12 @@ def probe(encoder: Path, archives: Sequence[Path], labels: Path, out: Path) -> N
     show_default=True,
     help="auto: cog for rasters, nifti for volumes. dicom-seg is not available yet.",
 )
-def predict(run: Path, archives: Sequence[Path], out: Path, form: str) -> None:
+@split_option
+def predict(run: Path, archives: Sequence[Path], out: Path, form: str, split: str | None) -> None:
     """Segment whole scenes and volumes, on the grid of the input."""
     from geomed_mae.predict import predict as verb
 
-    _print(verb(run, archives, out, format=form, progress=_progress))
+    _print(verb(run, archives, out, format=form, split=split, progress=_progress))
 
 
 @command("geomed-mae embed runs/a --archive scenes/ --out vectors/")
@@ -303,11 +342,13 @@ def predict(run: Path, archives: Sequence[Path], out: Path, form: str) -> None:
     show_default=True,
     help="last: the last block. several: three blocks side by side, which tell more at three times the width.",
 )
-def embed(encoder: Path, archives: Sequence[Path], out: Path, dense: bool, read_out: str) -> None:
+@split_option
+@channels_option
+def embed(encoder: Path, archives: Sequence[Path], out: Path, **how: Any) -> None:
     """Write one vector an image."""
     from geomed_mae.embed import embed as verb
 
-    _print(verb(encoder, archives, out, dense=dense, read_out=read_out, progress=_progress))
+    _print(verb(encoder, archives, out, progress=_progress, **how))
 
 
 @command("geomed-mae reconstruct runs/a --archive scenes/ --out panel.png")

@@ -175,6 +175,12 @@ class TrainConfig(Section):
     """Factor of the learning rate from one block to the one below (fine-tuning)."""
     seed: int = science(0, ge=0)
     """Seed of initial weights, order, crops, augmentation and masks."""
+    seeds: int = run(1, ge=1)
+    """finetune: number of runs, with the seeds seed, seed + 1, ... (--seeds)."""
+    validate_every: int | None = run(None, ge=1)
+    """finetune: steps between scores over the validation part (labels.validation); the best weights are kept."""
+    patience: int | None = run(None, ge=1)
+    """finetune: validations without a better score after which training stops; None goes on to the last step."""
     checkpoint_every: int = run(500, ge=1)
     """Steps between checkpoints; the last step always writes one."""
     keep: int = run(2, ge=1)
@@ -207,6 +213,8 @@ class TrainConfig(Section):
     def _counts_fit(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} is no divisor of batch_size {self.batch_size}")
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("train.patience counts validations; set train.validate_every too")
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}, so that its "
@@ -216,16 +224,34 @@ class TrainConfig(Section):
 
 
 class HeadConfig(Section):
-    """The downstream head."""
+    """The downstream task: what is asked, by which head, with which loss."""
 
-    name: str = science("segment")
-    """Name of a module in geomed_mae/heads or of an entry point; classify is refused until its labels can be read."""
+    task: Literal["segment", "classify"] = science("segment")
+    """segment: a class a pixel or voxel. classify: a class (or, by the labels, several) an image."""
+    name: str | None = science(None)
+    """Head, a module in geomed_mae/heads or an entry point: linear, attentive (classify), convolutional, unetr
+    (segment). None is convolutional or attentive, by the task."""
     classes: tuple[str, ...] = science(("background", "foreground"))
     """Class names in the order of their numbers."""
     frozen: bool = science(False)
     """Train the head alone."""
+    frozen_share: float = science(0.0, ge=0.0, lt=1.0)
+    """Share of the steps, from the first, in which the head alone is trained, so that gradients of an untrained head do
+    not wipe out pretrained features (Kumar et al., arXiv 2202.10054)."""
+    read_out: Literal["last", "several"] = science("several")
+    """Tokens that the head is given: of the last block, or of three blocks, one at each third of the depth."""
     width: int = science(64, ge=8)
     """Width of a convolutional head."""
+    loss: Literal["auto", "dice_ce", "cross_entropy", "focal"] = science("auto")
+    """auto: Dice and cross entropy for segment, cross entropy for classify (binary per class where labels are
+    multi-label). focal: Lin et al., arXiv 1708.02002."""
+    focal_gamma: float = science(2.0, ge=0.0)
+    """Exponent of the focal loss."""
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = science(None)
+    """Weight of each class in the entropy or focal loss; balanced goes by the inverse of how often classes occur among
+    the training labels."""
+    label_smoothing: float = science(0.0, ge=0.0, lt=1.0)
+    """Share of the target that cross entropy spreads over all classes."""
 
 
 def _is_whole(key: Any) -> bool:
@@ -248,10 +274,28 @@ class LabelConfig(Section):
     """Column of a CSV of classification labels that names the image (file, index key, identifier); None infers it."""
     class_columns: tuple[str, ...] = science(())
     """Columns of such a CSV that hold the class: one of names or numbers, or several of 0 and 1; () infers them."""
-    validation: float = science(0.25, ge=0.0, lt=1.0)
-    """Share of groups (patients, scenes) held out for validation."""
+    test: float = science(0.25, ge=0.0, lt=1.0)
+    """Share of groups (patients, scenes) held out for the score. An INDEX with a stored split (scan --split) is split
+    as stored instead: its parts train, validation and test."""
+    validation: float = science(0.0, ge=0.0, lt=1.0)
+    """Share of the remaining groups that early stopping looks at (train.validate_every); they are not trained on."""
+    split_seed: int = science(0, ge=0)
+    """Seed of the split, which therefore stays the same over train.seeds."""
+    fraction: float | None = science(None, gt=0.0, le=1.0)
+    """Share of the training groups whose labels are used (--label-fraction), drawn by train.seed."""
+    shots: int | None = science(None, ge=1)
+    """Number of labelled training groups used (segment), or of images of each class (classify) (--shots), drawn by
+    train.seed; the validation share comes out of them."""
+    buffer_m: float = science(0.0, ge=0.0)
+    """Rasters of different parts must be further apart than this on the ground; overlap is always refused."""
     block_px: int | None = science(None, ge=16)
     """With a single labelled scene: split it into square blocks of this many pixels instead of by scene."""
+
+    @model_validator(mode="after")
+    def _few_labels_in_one_way(self) -> LabelConfig:
+        if self.fraction is not None and self.shots is not None:
+            raise ValueError("labels.fraction and labels.shots both say how many labels to use; set one of them")
+        return self
 
     @model_validator(mode="before")
     @classmethod

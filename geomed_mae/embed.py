@@ -19,6 +19,7 @@ from geomed_mae.archives.build import Progress, keep_apart, open_archive
 from geomed_mae.archives.index import Row
 from geomed_mae.errors import ConfigError
 from geomed_mae.image import RasterGeometry
+from geomed_mae.models.contract import channel_names
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.pretrained import FeatureGrid, PretrainedEncoder
 from geomed_mae.models.pretrained import read_out as blocks_of
@@ -37,6 +38,8 @@ def embed(
     *,
     dense: bool = False,
     read_out: str = "last",
+    split: str | None = None,
+    channels: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the embedding of every image of the archive; return what was written.
@@ -50,6 +53,8 @@ def embed(
         out_dir: folder for the outputs; files of the same name are replaced.
         dense: also write each image's token grid.
         read_out: `last` for the last block's tokens, `several` for those of three blocks side by side.
+        split: part of the stored split of each INDEX that alone is used.
+        channels: names of the channels to use, with commas or one by one; None takes all, which must then be complete.
         progress: shows how many images are done.
 
     Raises:
@@ -57,21 +62,21 @@ def embed(
         OutputError: the folder cannot be written.
     """
     model = load_encoder(encoder)
+    channels = channel_names(channels)
     layers = blocks_of(read_out, model.spec.depth)
     known = sorted({entry.modality for entry in model.contract.channels})
     keep_apart(out_dir, archive_paths)
-    index = open_archive(archive_paths, known)
+    index = open_archive(archive_paths, known, part=split)
     rows = [row for row in index.rows if row.modality in known]
     if not rows:
         raise ConfigError(f"the archive holds no image of a modality that the encoder knows ({', '.join(known)})")
     for row in rows:
-        model.contract.require_complete(row.modality, row.channels)
-        model.contract.entries(row.modality, row.channels)
+        model.contract.usable(row.modality, row.channels, channels)
     model.module.to(pick_device("auto"))
     out = Path(out_dir)
     vectors, files = {}, []
     for row in rows if progress is None else progress(rows, "embed", len(rows)):
-        grid = model.features(index.read(row.key), layers=layers)
+        grid = model.features(index.read(row.key), channels=channels or None, layers=layers)
         if not grid.valid.any():
             continue
         vectors[row.key] = grid.array[:, grid.valid].mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -85,6 +90,7 @@ def embed(
         "dim": len(layers) * model.spec.dim,
         "layers": list(layers),
         "pooling": model.contract.pooling,
+        **({"channels": list(channels)} if channels else {}),
     }
     placed = any(row.footprint is not None for row in embedded)
     footprints = [row.footprint for row in embedded] if placed else None

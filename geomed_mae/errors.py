@@ -18,7 +18,7 @@ A message says what was found, where, and what to do about it, in one sentence o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class GeomedError(Exception):
@@ -78,9 +78,18 @@ class IntegrityError(GeomedError):
 
 
 class LeakageError(GeomedError):
-    """A score was asked for over data that training has seen."""
+    """A score was asked for over data that training has seen.
+
+    `kinds` counts the images by what they have in common with others, `count` counts them all, `keys` has some keys.
+    """
 
     exit_code = 6
+
+    def __init__(
+        self, message: str, *, kinds: Mapping[str, int] | None = None, count: int = 0, keys: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.kinds, self.count, self.keys = dict(kinds or {}), count, keys
 
 
 class SecurityError(GeomedError):

@@ -8,6 +8,7 @@ from typing import Any
 from geomed_mae.errors import ConfigError
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.plugins import load_plugin
+from geomed_mae.training.study_files import refuse_study
 
 MARKER = "export"
 
@@ -45,6 +46,7 @@ def export(
     plugin = load_plugin("exporters", target, marker=MARKER)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"'{out}' is not empty; choose another --out")
+    refuse_study(source, "export")
     encoder = load_encoder(source)
     known = sorted({entry.modality for entry in encoder.contract.channels})
     if modality is None:

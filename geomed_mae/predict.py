@@ -1,14 +1,15 @@
-"""predict: class maps of whole scenes and volumes, on the grid of the input to the last bit.
+"""predict: class maps of whole scenes and volumes, on the grid of the input to the last bit; or a table of classes.
 
 Outputs are named by the image's opaque key, because file names can name patients. `predictions.jsonl` says which map
-has which key, size and place; with an INDEX as input, its private table leads from a key to the files.
+has which key, size and place; with an INDEX as input, its private table leads from a key to the files. A run that
+classifies writes no maps but `predictions.csv`, a row an image (see `writers.class_table`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from geomed_mae.archives.build import Progress, keep_apart, open_archive
 from geomed_mae.archives.index import Index, Row
 from geomed_mae.errors import ConfigError, OutputError
 from geomed_mae.heads.task_model import TaskModel, load_task_model
-from geomed_mae.heads.windows import class_map
+from geomed_mae.heads.windows import class_map, image_chances
 from geomed_mae.image import Geometry, RasterGeometry, VolumeGeometry
+from geomed_mae.scoring.decisions import decide
 from geomed_mae.training.loop import pick_device
-from geomed_mae.writers import AUTO, NODATA, UNAVAILABLE, writer
+from geomed_mae.training.study_files import refuse_study
+from geomed_mae.writers import AUTO, NODATA, UNAVAILABLE, class_table, writer
 
 NAME_HEX = 16
 """Digits of the key that name a file: 64 bits, ample within one folder."""
@@ -36,19 +39,22 @@ def predict(
     out_dir: str | Path,
     *,
     format: str = "auto",
+    split: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a class map for every image of the archive; return what was written.
+    """Write a class map for every image of the archive, or a table of their classes; return what was written.
 
     Args:
         run: fine-tuning run.
         archive_paths: raw files and folders, or an INDEX.
         out_dir: folder for the maps and `predictions.jsonl`; maps of the same name are replaced.
         format: "cog", "nifti", or "auto": COG for rasters and NIfTI for everything else.
+        split: part of the stored split of each INDEX that alone is used.
         progress: shows how many images are done.
 
     Returns:
-        `out`, counts, and per image its key, its (first) input file, the map and pixels per class.
+        `out`, counts, and per image its key, its (first) input file, the map and pixels per class; or the names of
+        `tables`, and per image its classes and their probabilities.
 
     Raises:
         ConfigError: no finished run, no image that the model is made for, or a format that cannot hold the geometry.
@@ -56,19 +62,27 @@ def predict(
     """
     if format in UNAVAILABLE:
         raise ConfigError(UNAVAILABLE[format])
+    refuse_study(run, "predict")
     model, _ = load_task_model(run)
+    classifies = model.spec.head.task == "classify"
+    if classifies and format != "auto":
+        raise ConfigError(f"this run classifies images and writes a table: leave --format {format} out")
     keep_apart(out_dir, archive_paths)
-    index = open_archive(archive_paths, [model.spec.modality])
+    index = open_archive(archive_paths, [model.spec.modality], part=split)
     rows = [row for row in index.rows if row.modality == model.spec.modality]
     if not rows:
         raise ConfigError(
             f"the archive holds no image of modality '{model.spec.modality}', which the model is made for"
         )
-    forms = [_form(format, row) for row in rows]
+    forms = [] if classifies else [_form(format, row) for row in rows]
     for row in rows:
         model.check(row)
     model.to(pick_device("auto"))
     out = Path(out_dir)
+    if classifies:
+        shown = rows if progress is None else progress(rows, "predict", len(rows))
+        found = _classify(model, index, shown, out)
+        return {"out": os.fspath(out_dir), "images_of_other_modalities": len(index.rows) - len(rows), **found}
     work = list(zip(rows, forms, strict=True))
     shown = work if progress is None else progress(work, "predict", len(work))
     lines = [_predict_one(model, index, row, out, form) for row, form in shown]
@@ -92,6 +106,30 @@ def predict(
             for line in lines
         ],
     }
+
+
+def _classify(model: TaskModel, index: Index, rows: Iterable[Row], out: Path) -> dict[str, Any]:
+    """Write the tables of a run that classifies; return what is said of them."""
+    kept, found = [], []
+    for row in rows:
+        found.append(image_chances(model, index, row))
+        kept.append(row)
+    chances = np.stack(found)
+    decided = decide(chances, multi_label=model.spec.head.multi_label)
+    said = [[name for name, yes in zip(model.classes, line, strict=True) if yes] for line in decided]
+    keys, footprints = [row.key for row in kept], [row.footprint for row in kept]
+    tables = class_table.write(out, keys, model.classes, chances, said, footprints)
+    predictions = [
+        {
+            "key": key,
+            # For the person at the terminal; no file that is written names an input.
+            "input": str(index.paths(key)[0]),
+            "classes": names,
+            "chances": {name: round(float(chance), 6) for name, chance in zip(model.classes, line, strict=True)},
+        }
+        for key, names, line in zip(keys, said, chances, strict=True)
+    ]
+    return {"images": len(kept), "tables": tables, "predictions": predictions}
 
 
 def _form(wanted: str, row: Row) -> str:

@@ -15,6 +15,7 @@ import torch
 from geomed_mae.archives.build import Progress as ScanProgress
 from geomed_mae.archives.build import keep_apart, of_modalities, open_archive
 from geomed_mae.archives.index import Index, is_index
+from geomed_mae.archives.seen import PRETRAINING, Seen, save_private
 from geomed_mae.config import ModelConfig, Recipe
 from geomed_mae.errors import ConfigError, TooManyBadInputsError
 from geomed_mae.models.encoder_folder import load_encoder, save_encoder
@@ -81,7 +82,7 @@ def pretrain(
         index = of_modalities(index, recipe.data.modality).by_pixels()
         ranks.check_same(index.fingerprint, "the processes see different archives; give all of them the same index")
         steps = _steps(recipe, index, ranks, None if dry_run else out / "cache", archive_paths)
-        objective = _begin(recipe, config, index, steps)
+        objective, before = _begin(recipe, config, index, steps)
         if dry_run:
             return describe_plan(recipe, index, steps, objective, device=device, out=out)
         objective.mae.to(device)
@@ -90,7 +91,7 @@ def pretrain(
         how = {"environment": environment, "archive": archive, "resume": resume, "overwrite": overwrite}
         with open_run(out, recipe, ranks, **how) as run:
             log.info("pretraining on %d images in %d buckets", len(index), len(steps.buckets))
-            return _train(recipe, index, steps, objective, run, ranks=ranks, labels=labels)
+            return _train(recipe, index, steps, objective, run, ranks=ranks, labels=labels, before=before)
 
 
 def _steps(
@@ -103,8 +104,10 @@ def _steps(
     return Steps(index, recipe.data, seed=train.seed, batch_size=train.batch_size, **shared)
 
 
-def _begin(recipe: Recipe, config: ModelConfig, index: Index, steps: Steps) -> MaskedObjective:
-    """Return the model with its first weights, the contract that scales its input, and its masks."""
+def _begin(recipe: Recipe, config: ModelConfig, index: Index, steps: Steps) -> tuple[MaskedObjective, Seen]:
+    """Return the model with its first weights, the contract that scales its input and its masks; and what these weights
+    have seen before.
+    """
     source = None if config.init is None else load_encoder(config.init)
     # Weights are drawn here and nowhere else.
     torch.manual_seed(recipe.train.seed)
@@ -112,7 +115,8 @@ def _begin(recipe: Recipe, config: ModelConfig, index: Index, steps: Steps) -> M
     contract = make_contract(recipe, index, steps.buckets)
     if source is not None:
         contract = start_from(mae, contract, source)
-    return MaskedObjective(mae, contract, masking=Masking.from_config(config), seed=recipe.train.seed)
+    before = Seen.nothing() if source is None else source.seen or Seen.unknown()
+    return MaskedObjective(mae, contract, masking=Masking.from_config(config), seed=recipe.train.seed), before
 
 
 def _train(
@@ -124,8 +128,9 @@ def _train(
     *,
     ranks: Ranks,
     labels: str | Path | None,
+    before: Seen,
 ) -> dict[str, Any]:
-    """Train, then leave the encoder, pictures and numbers in the run folder."""
+    """Train, then leave the encoder, what it has seen, pictures and numbers in the run folder."""
     train, state = recipe.train, objective_state(objective)
     learner = Learner(objective.mae, train, ranks)
     objective.forward = learner.parallel.forward
@@ -159,7 +164,9 @@ def _train(
     best = learner.best(blank)
     if watch is None:
         return {}
-    save_encoder(run.path / "encoder", best.encoder, objective.contract)
+    seen = Seen.of(index, index.rows, what=PRETRAINING) + before
+    save_encoder(run.path / "encoder", best.encoder, objective.contract, seen=seen)
+    save_private(run.path, seen)
     summary = run.finish({**_summary(done, run, index), **watch.finish(best)})
     return {"run": str(run.path), "encoder": str(run.path / "encoder"), **{key: summary[key] for key in RESULT}}
 

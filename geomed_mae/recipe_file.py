@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     for assignment in overrides:
         data = _override(data, assignment)
     return build_recipe(data, found.name)
+
+
+def recipe_of(overrides: Sequence[str]) -> Recipe:
+    """Return the defaults with overrides, for commands without a recipe file.
+
+    Raises:
+        ConfigError: with the key, what was found and what is allowed.
+    """
+    data: dict[str, Any] = {}
+    for assignment in overrides:
+        data = _override(data, assignment)
+    return build_recipe(data, "--set")
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from geomed_mae.archives.build import keep_apart, open_archive
+from geomed_mae.archives.planes import sides
 from geomed_mae.errors import ConfigError
 from geomed_mae.recipe_file import load_recipe
 from geomed_mae.samples.loader import Steps
 from geomed_mae.training.checkpoint import newest_valid
 from geomed_mae.training.objective import restore_objective
 from geomed_mae.training.panels import CANDIDATES, draw_reconstructions
-from geomed_mae.training.pictures import sides
 from geomed_mae.training.run import RECIPE, is_run
 
 

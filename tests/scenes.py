@@ -96,16 +96,16 @@ WATER_RECIPE = {
     "model": {"size": "tiny", "depth": 2, "patch_2d": [8, 8]},
     "train": {"steps": 60, "batch_size": 4, "optimizer": "adamw", "lr": 2e-3, "log_every": 10, "device": "cpu"},
     "head": {"classes": ["land", "water"], "width": 32},
-    "labels": {"validation": 0.5},
+    "labels": {"test": 0.5},
 }
-"""Two scenes, one to train on and one to validate on; seven seconds on one CPU core."""
+"""Two scenes, one to train on and one to score; seven seconds on one CPU core."""
 
 MR_RECIPE = {
     "data": {"modality": "mr", "crop_3d": [16, 16, 16]},
     "model": {"size": "tiny", "depth": 1, "patch_3d": [4, 4, 4]},
     "train": {"steps": 2, "batch_size": 2, "optimizer": "adamw", "log_every": 1, "device": "cpu"},
     "head": {"classes": ["background", "bright"], "width": 16},
-    "labels": {"validation": 0.5},
+    "labels": {"test": 0.5},
 }
 
 _MADE: dict[str, Path] = {}

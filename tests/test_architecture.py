@@ -27,7 +27,7 @@ OWNERS = {
     "distributed": ("archives/workers",),
     "PIL": ("readers/picture", "archives/pictures", "archives/views"),
     "pyogrio": ("readers/vector",),
-    "scipy": ("readers/",),
+    "scipy": ("readers/", "scoring/"),
     "click": ("cli",),
 }
 OPENERS = {

@@ -8,6 +8,7 @@ of their own in test_finetune_dicom.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,12 @@ from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from geomed_mae.archives.identity import keyed
+from geomed_mae.archives.index import Index
 from tests import make_data, make_dicom, make_scenes
 
-PRIVATE = ("locations.parquet", "salt", "journal")
-"""Files of an index that are documented as private (mode 0600); never in a run."""
+PRIVATE = ("locations.parquet", "salt", "journal", "seen.json")
+"""Files of an index, and of a run's folder private, that are documented as private (mode 0600)."""
 
 TEXT = {"AE": 12, "CS": 16, "LO": 40, "LT": 40, "PN": 40, "SH": 14, "ST": 40, "UC": 40, "UR": 40, "UT": 40}
 """Text value representations (PS3.5 section 6.2) and how long our canary in them is."""
@@ -199,9 +202,36 @@ def test_no_identifier_reaches_a_public_output(archive, tmp_path):
     )
     said["report"] = run("-vv", "report", tmp_path / "run")
     said["embed"] = run("embed", tmp_path / "run", "--archive", tmp_path / "index", "--out", tmp_path / "vectors")
-    for folder in ("index", "run", "vectors"):
+    how = ("--to", "timm", "--modality", "mr", "--out", tmp_path / "timm")
+    said["export"] = run("-vv", "export", tmp_path / "run", *how)
+    for folder in ("index", "run", "vectors", "timm"):
         said |= {f"{folder}/{name}": content for name, content in public_bytes(tmp_path / folder).items()}
     assert leaking(said, tokens) == {}
+    check_the_record_of_patients(tmp_path)
+
+
+def check_the_record_of_patients(folder: Path) -> None:
+    """Demand that hashes of patient numbers are in the run's private file alone, and that nothing public helps to try
+    numbers against them: not what is hashed, not the salt.
+    """
+    private = folder / "run" / "private" / "seen.json"
+    assert private.stat().st_mode & 0o777 == 0o600 and private.parent.stat().st_mode & 0o777 == 0o700
+    assert leaks(private.read_bytes(), {"KANARIENVOGEL", "1.2.777.888"}) == []
+    held = [part for part in json.loads(private.read_text())["parts"].values() if part["identities"]]
+    hashes = {text for part in held for text in part["identities"]}
+    salts = {part["salt"] for part in held}
+    assert len(hashes) >= 4
+    index = Index.load(folder / "index")
+    patients = {pair for row in index for pair in index.identity(row.key) if pair[0] == "patient"}
+    assert len(patients) >= 2
+    for pair in patients:
+        tried = {keyed(bytes.fromhex(salt), "identity", *pair) for salt in salts}
+        assert tried & hashes, "who holds this file and guesses a number sees it confirmed: so it is private"
+    secrets = {*hashes, *salts, *(look.partition(":")[2] for part in held for look in part["looks"])}
+    outside = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path != private}
+    outside = {path: data for path, data in outside.items() if not path.name.startswith(PRIVATE)}
+    assert not {path: one for path, data in outside.items() for one in secrets if one.encode() in data}
+    assert list(folder.rglob("seen.json")) == [private]
 
 
 def test_a_refused_file_is_named_to_its_user_but_its_contents_are_not(archive):

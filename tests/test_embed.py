@@ -12,11 +12,14 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
+from geomed_mae.archives.build import open_archive
+from geomed_mae.archives.splits import SplitRequest, parse_shares
 from geomed_mae.embed import embed
 from geomed_mae.errors import ConfigError
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.pretrained import read_out
 from geomed_mae.readers import read_images
+from geomed_mae.scan import scan
 from tests.scenes import landsat_scene, mr_volume, random_encoder
 
 
@@ -95,8 +98,6 @@ def test_an_image_without_a_whole_patch_is_counted_and_left_out(scenes, tmp_path
 
 
 def test_an_archive_without_a_known_modality_is_refused(scenes, volumes, tmp_path):
-    from geomed_mae.scan import scan
-
     scan([volumes / "volumes"], tmp_path / "index", modality="mr")
     with pytest.raises(ConfigError, match=r"no image of a modality that the encoder knows \(landsat7\)"):
         embed(scenes / "encoder", [tmp_path / "index"], tmp_path / "out")
@@ -112,3 +113,31 @@ def test_several_blocks_give_wider_vectors_that_say_so(scenes, tmp_path):
     np.testing.assert_allclose(vector, encoder.embed(image, layers=layers), rtol=1e-5, atol=1e-6)
     with rasterio.open(tmp_path / result["grids"][0]) as dataset:
         assert dataset.count == result["dim"] and dataset.tags()["EMB_DIM"] == str(result["dim"])
+
+
+def test_a_part_of_a_stored_split_and_some_channels_can_be_embedded(scenes, tmp_path):
+    request = SplitRequest(method="group", shares=parse_shares("50,50"))
+    scan([scenes / "scenes"], tmp_path / "index", modality="landsat7", split=request)
+    (key,) = (row.key for row in open_archive([tmp_path / "index"], part="test").rows)
+    result = embed(scenes / "encoder", [tmp_path / "index"], tmp_path / "out", split="test", channels="B1, B4")
+    table = pq.read_table(tmp_path / "out" / "embeddings.parquet")
+    assert result["images"] == 1 and table["id"].to_pylist() == [key]
+    assert json.loads(table.schema.metadata[b"emb"])["model"]["channels"] == ["B1", "B4"]
+    image = open_archive([tmp_path / "index"]).read(key)
+    expected = load_encoder(scenes / "encoder").embed(image, channels=["B1", "B4"])
+    np.testing.assert_allclose(table["embedding"][0].as_py(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_channels_that_an_image_lacks_are_refused_and_a_way_out_is_named(scenes, tmp_path):
+    with pytest.raises(ConfigError, match=r"an image of modality 'landsat7' has no channels \['B99'\]"):
+        embed(scenes / "encoder", [scenes / "scenes"], tmp_path / "out", channels=["B1", "B99"])
+    with pytest.raises(ConfigError, match="'B1,,B2' are no different names of channels, such as B08,B12"):
+        embed(scenes / "encoder", [scenes / "scenes"], tmp_path / "out", channels="B1,,B2")
+    with rasterio.open(scenes / "scenes" / "0.tif") as whole:
+        (tmp_path / "few").mkdir()
+        with rasterio.open(tmp_path / "few" / "a.tif", "w", **{**whole.profile, "count": 2}) as part:
+            part.write(whole.read([1, 2]))
+            part.descriptions = whole.descriptions[:2]
+    with pytest.raises(ConfigError, match="or on the command line --channels B1,B2"):
+        embed(scenes / "encoder", [tmp_path / "few"], tmp_path / "out")
+    assert embed(scenes / "encoder", [tmp_path / "few"], tmp_path / "out", channels="B1,B2")["images"] == 1

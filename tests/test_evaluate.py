@@ -50,21 +50,27 @@ def test_scores_are_those_of_the_maps_that_predict_writes(folder, unseen, tmp_pa
     assert scores["classes"]["water"]["pixels_true"] == sum(int(values.sum()) for values in truth.values())
     assert scores["images"] == 3 and scores["labels"]["images_labelled"] == 3
     over = scores["classes"]["water"]["dice_over_images"]
-    assert over["images"] == 3 and over["low"] <= over["mean"] <= over["high"]
+    assert over["images"] == over["groups"] == 3 and over["mean"] > 0.9
     assert json.loads((tmp_path / "scores.json").read_text()) == scores
+    assert len(scores["per_group"]) == len(scores["per_image"]) == 3
+    assert scores["classes"]["water"]["surface_distance"]["unit"] == "m"
+    assert 0 <= scores["calibration"]["expected_error"] <= 1
+    assert scores["leakage"]["compared_with"]["training"] == 1
 
 
-@pytest.mark.parametrize("name", ["x", "y"])
-def test_a_trained_scene_under_another_name_ends_in_a_leak_and_no_file(folder, tmp_path, name):
-    """One of the two was trained on, whichever it is: both together always leak."""
+def test_a_trained_scene_under_another_name_ends_in_a_leak_and_no_file(folder, tmp_path):
+    """One of the two was trained on, whichever it is: both together always leak. An older file goes, too."""
     for kind in ("scenes", "labels"):
         (tmp_path / kind).mkdir()
         for number, source in enumerate(("x", "y")):
-            shutil.copy(folder / kind / f"{source}.tif", tmp_path / kind / f"other_{name}{number}.tif")
+            shutil.copy(folder / kind / f"{source}.tif", tmp_path / kind / f"other_{number}.tif")
+    (tmp_path / "scores_pictures").mkdir()
+    for older in ("scores.json", "scores_pictures/worst.png"):
+        (tmp_path / older).write_text("{}")
     with pytest.raises(LeakageError, match="1 of the 2 labelled images were trained on") as caught:
         evaluate(folder / "run", [tmp_path / "scenes"], tmp_path / "labels", tmp_path / "scores.json")
     assert caught.value.exit_code == 6
-    assert not (tmp_path / "scores.json").exists()
+    assert not (tmp_path / "scores.json").exists() and not list((tmp_path / "scores_pictures").iterdir())
 
 
 def test_a_trained_scene_in_another_encoding_is_still_known(folder, tmp_path):
@@ -84,26 +90,24 @@ def test_a_scene_of_which_blocks_were_trained_on_is_a_leak(folder, tmp_path):
     given = {
         **WATER_RECIPE,
         "train": {**WATER_RECIPE["train"], "steps": 1},
-        "labels": {"validation": 0.5, "block_px": 32},
+        "labels": {"test": 0.5, "block_px": 32},
     }
     finetune(build_recipe(given), [folder / "scenes" / "x.tif"], folder / "labels", "none", tmp_path / "run")
     with pytest.raises(LeakageError, match="wholly or in part"):
         evaluate(tmp_path / "run", [folder / "scenes" / "x.tif"], folder / "labels", tmp_path / "scores.json")
 
 
-def test_held_out_images_of_the_run_are_no_leak(folder, tmp_path):
-    outcomes = []
+def test_held_out_images_of_the_run_give_the_scores_of_its_summary_to_the_digit(folder, tmp_path):
+    found = []
     for name in ("x", "y"):
         try:
-            scores = evaluate(
-                folder / "run", [folder / "scenes" / f"{name}.tif"], folder / "labels", tmp_path / f"{name}.json"
-            )
-            outcomes.append(scores["mean_dice"])
+            scene = folder / "scenes" / f"{name}.tif"
+            found.append(evaluate(folder / "run", [scene], folder / "labels", tmp_path / f"{name}.json"))
         except LeakageError:
-            outcomes.append(None)
-    assert sorted(value is None for value in outcomes) == [False, True]
-    expected = json.loads((folder / "run" / "summary.json").read_text())["validation"]["mean_dice"]
-    assert expected in outcomes
+            continue
+    (scores,) = found
+    expected = json.loads((folder / "run" / "summary.json").read_text())["test"]
+    assert {name: scores[name] for name in expected} == expected
 
 
 def test_a_damaged_model_is_refused(folder, unseen, tmp_path):

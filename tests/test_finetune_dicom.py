@@ -21,7 +21,7 @@ RECIPE = {
     **MR_RECIPE,
     "data": {"modality": "ct", "crop_3d": [8, 16, 16]},
     "head": {"classes": ["background", "tumour"], "width": 16},
-    "labels": {"validation": 0.5, "values": {"GTV primary": 1}},
+    "labels": {"test": 0.5, "values": {"GTV primary": 1}},
 }
 
 
@@ -62,8 +62,8 @@ def folder(tmp_path_factory) -> Path:
 def test_a_dump_with_structure_sets_and_segmentations_is_trained_on_and_scored(folder, tmp_path):
     found = finetune(build_recipe(RECIPE), [folder / "train"], folder / "train", "none", tmp_path / "run")
     assert found["labels"]["images_labelled"] == 2 and found["labels"]["images_without_labels"] == 0
-    assert found["split"] == {"unit": "group", "train": 1, "validation": 1}
-    assert found["validation"]["pixels"] == np.prod(SHAPE)
+    assert (found["split"]["unit"], found["split"]["train"], found["split"]["test"]) == ("group", 1, 1)
+    assert found["test"]["pixels"] == np.prod(SHAPE)
     scores = evaluate(tmp_path / "run", [folder / "unseen"], folder / "unseen", tmp_path / "scores.json")
     assert scores["labels"]["images_labelled"] == 1 and set(scores["classes"]) == {"background", "tumour"}
     for path in [*(tmp_path / "run").rglob("*"), tmp_path / "scores.json"]:

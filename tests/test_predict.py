@@ -12,6 +12,8 @@ import rasterio
 import SimpleITK as sitk
 from rasterio.transform import Affine
 
+from geomed_mae.archives.build import open_archive
+from geomed_mae.archives.splits import SplitRequest, parse_shares
 from geomed_mae.errors import ConfigError
 from geomed_mae.predict import predict
 from geomed_mae.scan import scan
@@ -95,6 +97,16 @@ def test_images_of_other_modalities_in_an_index_are_counted(run, tmp_path):
     scan([tmp_path / "in"], tmp_path / "index", modality=["landsat7", "mr"])
     result = predict(run, [tmp_path / "index"], tmp_path / "out")
     assert (result["images"], result["images_of_other_modalities"]) == (1, 1)
+
+
+def test_a_part_of_a_stored_split_can_be_predicted_alone(run, tmp_path):
+    for seed in range(2):
+        landsat_scene(tmp_path / "scenes" / f"{seed}.tif", None, shape=(70, 80), seed=seed)
+    request = SplitRequest(method="group", shares=parse_shares("50,50"))
+    scan([tmp_path / "scenes"], tmp_path / "index", modality="landsat7", split=request)
+    (row,) = open_archive([tmp_path / "index"], part="test").rows
+    result = predict(run, [tmp_path / "index"], tmp_path / "out", split="test")
+    assert [entry["key"] for entry in result["predictions"]] == [row.key]
 
 
 def test_formats_that_cannot_be_are_refused_before_anything_is_written(run, tmp_path):

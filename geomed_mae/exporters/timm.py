@@ -31,6 +31,7 @@ from torch import Tensor
 from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.image import Channel
 from geomed_mae.models.contract import ChannelContract, Contract
+from geomed_mae.models.encoder_folder import PRETRAINED_ON
 from geomed_mae.models.manifest import write_folder
 from geomed_mae.models.pretrained import PretrainedEncoder
 from geomed_mae.models.spec import GROUND_KINDS
@@ -67,7 +68,8 @@ def export(
 
     Args:
         encoder: what to export.
-        out: folder to write: config.json, model.safetensors, contract.json, README.md, MANIFEST.sha256.
+        out: folder to write: config.json, model.safetensors, contract.json, README.md, MANIFEST.sha256, and what the
+            encoder has seen (pretrained_on.json), where that is recorded.
         modality: whose channels the model takes.
         channels: their names in the order of the input; None takes all of the modality's.
         size: input size in pixels (rows, columns) or voxels (slices, rows, columns); None takes the pretraining crop.
@@ -96,6 +98,8 @@ def export(
         "model.safetensors": tensor_bytes(tensors, metadata={"format": "pt"}),
         "contract.json": json.dumps(contract, indent=2).encode(),
         "README.md": _card(config, contract).encode(),
+        # The weights have seen these images whatever folder they are in.
+        **({} if encoder.seen is None else {PRETRAINED_ON: encoder.seen.public()}),
     }
     with tempfile.TemporaryDirectory() as trial:
         write_folder(Path(trial) / "export", files)

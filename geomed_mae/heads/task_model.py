@@ -3,7 +3,7 @@
     config.json         encoder and head shapes, classes, modality, crop
     model.safetensors   weights, under `encoder.` and `head.`
     contract.json       what the model may be fed, as in an encoder folder
-    trained_on.json     salt and keyed content hashes of the training images, to refuse scores over them
+    trained_on.json     what it has seen, the encoder's pretraining included (`archives.seen`), to refuse scores over it
     MANIFEST.sha256     vouches for the others
 
 Written whole or not at all, verified byte by byte when read; no pickle, no identifier.
@@ -19,23 +19,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from geomed_mae.archives.index import Index, Row
+from geomed_mae.archives.index import Row
+from geomed_mae.archives.seen import Seen, load_seen, save_private
 from geomed_mae.archives.statistics import ChannelStatistics
-from geomed_mae.errors import ConfigError, IntegrityError, LeakageError
+from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.heads import HeadInputs, HeadSpec, head_module
+from geomed_mae.heads.losses import Loss, loss_of
 from geomed_mae.models.contract import Contract, normalise, scaling
 from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
+from geomed_mae.models.pretrained import read_out
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 
 FORMAT = "geomed-mae task model"
-VERSION = 1
+VERSION = 2
 CONFIG, WEIGHTS, CONTRACT, TRAINED_ON = "config.json", "model.safetensors", "contract.json", "trained_on.json"
 FOLDER = "model"
 """Name of the folder inside a fine-tuning run."""
@@ -65,7 +68,8 @@ class TaskModel(nn.Module):
         """Build the head that `spec` names, with fresh weights.
 
         Raises:
-            ConfigError: unknown head, a channel outside the contract, or a crop that is no multiple of the patch.
+            ConfigError: unknown head or one of another task, a channel outside the contract, a crop that is no multiple
+                of the patch, or a number of maps that the encoder does not have.
         """
         super().__init__()
         patch = encoder.spec.patch(len(spec.crop))
@@ -78,8 +82,14 @@ class TaskModel(nn.Module):
             raise ConfigError(
                 f"channels {missing} of modality '{spec.modality}' are not in the contract: {list(known)}"
             )
+        self.layers = read_out("last" if spec.head.maps == 1 else "several", encoder.spec.depth)
+        if len(self.layers) != spec.head.maps:
+            raise ConfigError(
+                f"the head reads {spec.head.maps} maps of an encoder that gives {len(self.layers)} or 1; set "
+                "head.read_out to last, or take the encoder that the head was made for"
+            )
         self.encoder = encoder
-        self.head = head_module(spec.head.name).build(spec.head)
+        self.head = head_module(spec.head.name, spec.head.task).build(spec.head)
         self.contract, self.spec = contract, spec
         self.entries = tuple(known[name] for name in spec.channels)
         # One physics a channel, the contract's: a head is trained with it, whatever the header of each file says of
@@ -92,6 +102,11 @@ class TaskModel(nn.Module):
         return self.spec.head.classes
 
     @property
+    def frozen(self) -> bool:
+        """Whether the head alone learns."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.encoder.cls_token.device
@@ -102,8 +117,8 @@ class TaskModel(nn.Module):
         valid: Bool[Tensor, "b c *s"],
         spacing: Float[Tensor, "b axes"] | None,
         statistics: Sequence[Sequence[ChannelStatistics]],
-    ) -> Float[Tensor, "b class *s"]:
-        """Return logits.
+    ) -> Float[Tensor, "b class *t"]:
+        """Return logits, (b, class, *s) to segment and (b, class) to classify.
 
         Args:
             raw: physical values of the channels `spec.channels`.
@@ -114,15 +129,30 @@ class TaskModel(nn.Module):
         pairs = [scaling(self.entries, own)[:2] for own in statistics]
         center, scale = (torch.from_numpy(np.stack(part)).to(raw.device) for part in zip(*pairs, strict=True))
         pixels = normalise(raw, valid, center, scale, [entry.value_range for entry in self.entries])
-        found = self.encoder(pixels, valid, self.physics, spacing)
-        tokens = torch.where(found.token_valid[..., None], found.tokens[:, 1:], 0.0)
-        inputs = HeadInputs(
-            tokens=tokens.transpose(1, 2).unflatten(-1, found.grid),
-            token_valid=found.token_valid.unflatten(-1, found.grid),
-            pixels=pixels,
-            valid=valid,
-        )
-        return self.head(inputs)
+        found = self.encoder(pixels, valid, self.physics, spacing, layers=self.layers)
+        known = found.token_valid.unflatten(-1, found.grid)
+        maps = tuple(torch.where(known[:, None], tokens, 0.0) for tokens in found.maps)
+        return self.head(HeadInputs(maps, known, pixels, valid))
+
+    def loss(self, logits: Float[Tensor, "b class *s"], target: Int[Tensor, " b *u"]) -> Loss:
+        """Return (loss, its parts by name, detached), over what is known alone; see `losses.loss_of`.
+
+        Args:
+            logits: as `forward` gives them.
+            target: int64 class numbers, (b, *s) to segment and (b,) to classify, IGNORE where unknown; multi-label
+                (b, class) of 1, 0 and UNKNOWN.
+        """
+        return loss_of(self.spec.head, logits, target)
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the encoder as it is, or let it learn again.
+
+        An optimiser that holds the encoder's parameters leaves frozen ones alone, weight decay included: they have no
+        gradient, not one of 0.
+        """
+        self.encoder.requires_grad_(not frozen)
+        if frozen:
+            self.encoder.zero_grad(set_to_none=True)
 
     def check(self, row: Row) -> tuple[str, ...]:
         """Return the names of the model's channels, after making sure that an image has them.
@@ -146,7 +176,10 @@ class TaskModel(nn.Module):
 
     @torch.inference_mode()
     def probabilities(self, raw: np.ndarray, valid: np.ndarray, row: Row) -> Float[Tensor, "b class *s"]:
-        """Return class probabilities of crops (b, C, *crop) of the image `row`, on the model's device."""
+        """Return class probabilities of crops (b, C, *crop) of the image `row`, fp32 on the model's device.
+
+        They sum to 1 over the classes; where an image may have several, each is a probability of its own.
+        """
         have = {channel.name: entry for channel, entry in zip(row.channels, row.statistics, strict=True)}
         own = [have[name] for name in self.spec.channels]
         spacing = None if row.spacing is None else torch.tensor([row.spacing], dtype=torch.float32).expand(len(raw), -1)
@@ -156,42 +189,11 @@ class TaskModel(nn.Module):
             None if spacing is None else spacing.to(self.device),
             [own] * len(raw),
         )
-        return logits.float().softmax(dim=1)
+        return logits.float().sigmoid() if self.spec.head.multi_label else logits.float().softmax(dim=1)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedOn:
-    """Which images a model has seen: their keyed content hashes under a salt of the run's own.
-
-    The salt lies beside the hashes, so someone who has an image can find out whether it is among them. That is their
-    purpose; from the hashes alone nothing can be read.
-    """
-
-    salt: str
-    contents: tuple[str, ...]
-
-    @classmethod
-    def of(cls, index: Index, rows: Sequence[Row], salt: bytes) -> TrainedOn:
-        """Return the hashes of `rows`."""
-        return cls(salt.hex(), tuple(sorted(index.content_key(row.key, salt) for row in rows)))
-
-    def refuse_leak(self, index: Index, rows: Sequence[Row]) -> None:
-        """Refuse images that the model was trained on, by their pixels, whatever their files are called.
-
-        Raises:
-            LeakageError: with the number of such images.
-        """
-        salt, seen = bytes.fromhex(self.salt), set(self.contents)
-        leaked = sum(index.content_key(row.key, salt) in seen for row in rows)
-        if leaked:
-            raise LeakageError(
-                f"{leaked} of the {len(rows)} labelled images were trained on, wholly or in part, so that a score over "
-                "them would say nothing; evaluate on other images (the run's validation scores are in its summary.json)"
-            )
-
-
-def save_task_model(run: Path, model: TaskModel, trained_on: TrainedOn) -> None:
-    """Write RUN/model, atomically.
+def save_task_model(run: Path, model: TaskModel, seen: Seen) -> None:
+    """Write RUN/model, atomically, and the private part of what the model has seen beside it.
 
     Raises:
         OutputError: it cannot be written.
@@ -210,13 +212,16 @@ def save_task_model(run: Path, model: TaskModel, trained_on: TrainedOn) -> None:
             CONFIG: json.dumps(config, indent=2).encode(),
             WEIGHTS: tensor_bytes(tensors),
             CONTRACT: model.contract.to_json().encode(),
-            TRAINED_ON: json.dumps(asdict(trained_on), indent=2).encode(),
+            TRAINED_ON: seen.public(),
         },
     )
+    save_private(run, seen)
 
 
-def load_task_model(path: str | Path) -> tuple[TaskModel, TrainedOn]:
+def load_task_model(path: str | Path) -> tuple[TaskModel, Seen]:
     """Open the task model of a fine-tuning run, or the model folder itself, in evaluation mode on the CPU.
+
+    Returns it with what it has seen, which includes the private part where that lies beside it.
 
     Raises:
         ConfigError: there is none, or one of another version.
@@ -253,5 +258,4 @@ def load_task_model(path: str | Path) -> tuple[TaskModel, TrainedOn]:
     except (SafetensorError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
         raise IntegrityError(f"'{path}': {WEIGHTS} does not fit {CONFIG}: {detail}") from error
-    trained = json.loads(files[TRAINED_ON])
-    return model.eval(), TrainedOn(trained["salt"], tuple(trained["contents"]))
+    return model.eval(), load_seen(files[TRAINED_ON], folder, TRAINED_ON)

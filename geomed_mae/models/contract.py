@@ -126,8 +126,25 @@ class Contract:
         if missing:
             raise ConfigError(
                 f"the image lacks channels {missing} of modality '{modality}', which the model was trained with; to do "
-                f"without them name the channels to use: channels={sorted(have)}"
+                f"without them name the channels to use: channels={sorted(have)}, or on the command line "
+                f"--channels {','.join(sorted(have))}"
             )
+
+    def usable(self, modality: str, channels: Sequence[Channel], wanted: Sequence[str] = ()) -> None:
+        """Refuse, before a pixel is read, an image of which the `wanted` channels cannot be used; none wants all.
+
+        Raises:
+            ConfigError: a wanted channel is not there, one of an instrument's is missing, or as `entries`.
+        """
+        if not wanted:
+            self.require_complete(modality, channels)
+        have = [channel.name for channel in channels]
+        if missing := [name for name in wanted if name not in have]:
+            raise ConfigError(
+                f"an image of modality '{modality}' has no channels {missing} (it has: {', '.join(have)}); nothing is "
+                "ever filled in for them: name channels that all images have"
+            )
+        self.entries(modality, [channel for channel in channels if not wanted or channel.name in wanted])
 
     def extended(self, more: Sequence[ChannelContract]) -> Contract:
         """Return the contract with `more` entries; those that it has already stay as they are."""
@@ -158,6 +175,20 @@ class Contract:
             return cls(channels=entries, **_tuples(data))
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"contract.json is not a contract that this version can read: {error}") from error
+
+
+def channel_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return names of channels, given one by one or as text with commas; () where nothing is given.
+
+    Raises:
+        ConfigError: a name is empty or there twice.
+    """
+    if not given:
+        return ()
+    names = tuple(part.strip() for part in (given.split(",") if isinstance(given, str) else given))
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"{','.join(names)!r} are no different names of channels, such as B08,B12")
+    return names
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

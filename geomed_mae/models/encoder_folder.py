@@ -3,6 +3,7 @@
     config.json         the ModelSpec, and the folder's format and version
     model.safetensors   the encoder's weights; the decoder's too where asked for, under `decoder.`
     contract.json       what the encoder may be fed
+    pretrained_on.json  keyed hashes and footprints of the images that it has seen (`archives.seen`)
     README.md           model card
     MANIFEST.sha256     vouches for the others
 
@@ -12,6 +13,7 @@ No pickle, no code, no identifiers.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import nn
 
+from geomed_mae.archives.seen import Seen, load_seen
 from geomed_mae.errors import ConfigError, IntegrityError, SecurityError
 from geomed_mae.models.contract import Contract
 from geomed_mae.models.foreign import load_foreign
@@ -32,11 +35,19 @@ from geomed_mae.models.vit import Encoder
 FORMAT = "geomed-mae encoder"
 VERSION = 1
 CONFIG, WEIGHTS, CONTRACT, CARD = "config.json", "model.safetensors", "contract.json", "README.md"
+PRETRAINED_ON = "pretrained_on.json"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 """Suffixes of files that can run code when they are loaded."""
 
 
-def save_encoder(folder: str | Path, encoder: Encoder, contract: Contract, *, decoder: nn.Module | None = None) -> None:
+def save_encoder(
+    folder: str | Path,
+    encoder: Encoder,
+    contract: Contract,
+    *,
+    decoder: nn.Module | None = None,
+    seen: Seen | None = None,
+) -> None:
     """Write an encoder folder, atomically; an older encoder folder in its place is replaced.
 
     Args:
@@ -44,6 +55,7 @@ def save_encoder(folder: str | Path, encoder: Encoder, contract: Contract, *, de
         encoder: its weights are stored in the precision that they have.
         contract: what it was trained on.
         decoder: stored too when given, for `reconstruct` and continued pretraining.
+        seen: what it was trained on, of which the public part is stored; None where nobody knows.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.
@@ -60,6 +72,7 @@ def save_encoder(folder: str | Path, encoder: Encoder, contract: Contract, *, de
             CONFIG: json.dumps(config, indent=2).encode(),
             WEIGHTS: tensor_bytes(tensors),
             CONTRACT: contract.to_json().encode(),
+            **({} if seen is None else {PRETRAINED_ON: seen.public()}),
             CARD: model_card(encoder, contract).encode(),
         },
     )
@@ -91,7 +104,9 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
         )
     files = read_folder(folder)
     if CONFIG in files and b'"architecture"' in files[CONFIG]:
-        return load_foreign(folder)  # what `geomed-mae export --to timm` wrote
+        exported = load_foreign(folder)  # what `geomed-mae export --to timm` wrote
+        exported.seen = _seen(files, folder)
+        return exported
     if missing := [name for name in (CONFIG, WEIGHTS, CONTRACT) if name not in files]:
         raise IntegrityError(
             f"'{folder}' has no {missing[0]} in its {MANIFEST}; it is no encoder folder, or half of one"
@@ -111,7 +126,12 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
         raise IntegrityError(
             f"'{folder}': {WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return PretrainedEncoder(encoder, Contract.from_json(files[CONTRACT].decode()))
+    return PretrainedEncoder(encoder, Contract.from_json(files[CONTRACT].decode()), seen=_seen(files, folder))
+
+
+def _seen(files: Mapping[str, bytes], folder: Path) -> Seen | None:
+    """Return what an encoder folder says that its weights have seen; None where it says nothing."""
+    return load_seen(files[PRETRAINED_ON], folder, PRETRAINED_ON) if PRETRAINED_ON in files else None
 
 
 def _refuse_pickles(path: Path) -> None:
@@ -176,5 +196,7 @@ are the image's own per channel; spread is (p95 - p5) / 3.29 of valid pixels.
 
 Trained without labels; how well it serves a task is measured by `geomed-mae finetune --twin` or `geomed-mae probe` on
 data of that task. Other sensors, units or scales than those above are refused rather than guessed. The pretraining
-images are known by the keyed fingerprint `{contract.fingerprint or "not recorded"}` alone; no identifier is stored.
+images are known by the fingerprint `{contract.fingerprint or "not recorded"}` and by {PRETRAINED_ON}: keyed hashes of
+pixels, by which whoever has an image can tell whether it was among them, and corners of rasters on the ground. Scores
+over these images are refused. No identifier is stored.
 """

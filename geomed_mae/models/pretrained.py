@@ -20,6 +20,7 @@ from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 
 if TYPE_CHECKING:
+    from geomed_mae.archives.seen import Seen
     from geomed_mae.models.foreign.fixed import FixedViT
 
 WINDOWS_PER_PASS = 16
@@ -93,12 +94,16 @@ class PretrainedEncoder:
         contract: what it may be fed.
         spec: its shape.
         origin: the fixed-channel model that it was made from, where it comes from elsewhere; else None.
+        seen: what it was pretrained on; None where nothing is recorded, as of models that come from elsewhere.
     """
 
-    def __init__(self, module: Encoder, contract: Contract, *, origin: FixedViT | None = None) -> None:
+    def __init__(
+        self, module: Encoder, contract: Contract, *, origin: FixedViT | None = None, seen: Seen | None = None
+    ) -> None:
         self.module = module.eval()
         self.contract = contract
         self.origin = origin
+        self.seen = seen
 
     @property
     def spec(self) -> ModelSpec:

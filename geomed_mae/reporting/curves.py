@@ -10,9 +10,10 @@ from geomed_mae.reporting.records import Records
 
 OTHERS = {
     *("step", "skipped", "resumed", "images", "lr", "data_wait", "valid_fraction", "samples_per_second"),
-    *("gradient_norm", "gpu_memory_mb", "samples", "seconds", "loss"),
+    *("gradient_norm", "gpu_memory_mb", "samples", "seconds", "loss", "validation"),
 }
 """Numbers of metrics.jsonl that are no parts of the loss; neither are those of the probe."""
+VALIDATED = "score on the validation part"
 
 PROBES = {"probe_auroc": "mean AUROC", "probe_r2": "mean R²", "probe_accuracy": "accuracy"}
 FLOOR = "probe_floor_"
@@ -53,6 +54,7 @@ def _plots(records: Records) -> list[tuple[str, list[Line]]]:
     wait = [(step, 100 * share) for step, share in records.values("data_wait")]
     return [
         ("loss" if len(loss) == 1 else "loss and its parts", loss),
+        (VALIDATED, [("validation", records.values("validation"), {"marker": "o", "markersize": 3})]),
         ("probe on held-out labels", _probes(records)),
         ("learning rate", [("lr", records.values("lr"), {})]),
         ("gradient norm, before clipping", [("norm", records.values("gradient_norm"), {})]),
@@ -93,6 +95,8 @@ def _draw(axis: Any, title: str, lines: list[Line], records: Records) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
     elif title.startswith(("samples", "waiting", "GPU", "learning")):
         axis.set_ylim(bottom=0)
+    if title == VALIDATED and (best := _best(records)) is not None:
+        axis.plot(*best, marker="o", markersize=9, fillstyle="none", color="#d1495b", linestyle="none", label="kept")
     for step in records.resumed:
         axis.axvline(step, **MARK)
     if title.startswith("loss") and records.skipped:
@@ -109,8 +113,16 @@ def _draw(axis: Any, title: str, lines: list[Line], records: Records) -> None:
         axis.legend(frameon=False, fontsize=6.5)
 
 
+def _best(records: Records) -> tuple[int, float] | None:
+    """Return step and score of the weights that early stopping kept, None before the end or without it."""
+    step = ((records.summary or {}).get("validation") or {}).get("step")
+    return next(((at, value) for at, value in records.values("validation") if at == step), None)
+
+
 def _caption(records: Records) -> str:
     text = "Means since the line before, not smoothed."
+    if records.values("validation"):
+        text += " The validation part decides which weights are kept (circle) and is not the test part."
     if records.resumed:
         text += f" Dotted: resumed at step {', '.join(f'{step:,}' for step in records.resumed)}."
     if records.skipped:

@@ -46,12 +46,13 @@ class Table:
 class Section:
     """One part of a report, usually a run.
 
-    `notices` are sentences that a reader must not miss, `cards` are (title, HTML) of our own making, `records` are
-    files as they are.
+    `verdict` is (how it is set, see the template's styles; sentence), `notices` are sentences that a reader must not
+    miss, `cards` are (title, HTML) of our own making, `records` are files as they are.
     """
 
     title: str
     lead: str
+    verdict: tuple[str, str] | None = None
     notices: list[str] = field(default_factory=list)
     tiles: list[tuple[str, str]] = field(default_factory=list)
     figures: list[Figure | Strip] = field(default_factory=list)

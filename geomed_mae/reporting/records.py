@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,27 @@ def read_run(run: Path) -> Records:
             "--resume"
         )
     return found
+
+
+def read_study(folder: Path) -> Records:
+    """Read what a study says about itself; it has no metrics of its own.
+
+    Raises:
+        IntegrityError: a record does not parse.
+    """
+    try:
+        return Records(folder, _object(folder / "summary.json") or None, [], _recipe(folder), {}, {})
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"the records of the study '{folder}' are damaged: {error}") from error
+
+
+def without_folders(value: Any) -> Any:
+    """Return a recipe with the last part of each path alone: a report is passed on, and folders name people."""
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folders(entry) for entry in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) else value
 
 
 def _object(path: Path) -> dict[str, Any]:

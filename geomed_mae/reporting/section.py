@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from geomed_mae.recipe_file import dump_yaml
-from geomed_mae.reporting import tables
+from geomed_mae.reporting import scores, tables
 from geomed_mae.reporting.curves import curves
 from geomed_mae.reporting.markdown import to_html
 from geomed_mae.reporting.page import Section, shown
-from geomed_mae.reporting.records import Records, read_run
+from geomed_mae.reporting.records import Records, read_run, without_folders
 from geomed_mae.reporting.series import panels
 
 TILES = {
@@ -24,8 +23,11 @@ TILES = {
 }
 """Numbers of a summary that stand on top, in this order, and what they are called."""
 
-TOLD = {*TILES, "verb", "steps", "seconds", "skipped_steps"}
+TOLD = {*TILES, "verb", "steps", "seconds", "skipped_steps", "task", "twin", "frozen"}
 """Numbers of a summary that are told in words or tiles of their own."""
+NAMED = {"labels": "Images and label files"}
+SCORED = ("test", "split", "few", "leakage", "transductive", "validation")
+"""Parts of a fine-tuning summary that have tables, sentences and tiles of their own (`scores`)."""
 
 
 def run_section(run: Path, title: str) -> Section:
@@ -38,11 +40,15 @@ def run_section(run: Path, title: str) -> Section:
     section = Section(title, _lead(records), notices=_notices(records), tiles=_tiles(records))
     drawn = curves(records)
     section.figures = [*([drawn] if drawn else []), *panels(run / "panels", _channels(records))]
-    section.tables = [
+    known: tuple[str, ...] = ()
+    if records.verb == "finetune":
+        known = SCORED
+        section.tables = scores.tables(records.summary or {})
+    section.tables += [
         table
         for key, value in (records.summary or {}).items()
-        if isinstance(value, dict)
-        for table in tables.nested(key.replace("_", " ").capitalize(), value)
+        if isinstance(value, dict) and key not in known
+        for table in tables.nested(NAMED.get(key, key.replace("_", " ").capitalize()), value)
     ]
     section.tables += [table for table in (tables.throughput(records),) if table]
     section.tables += tables.archive(records.archive)
@@ -51,19 +57,10 @@ def run_section(run: Path, title: str) -> Section:
     if card.is_file():
         section.cards.append(("Model card of the encoder", to_html(card.read_text(encoding="utf-8"))))
     if records.recipe:
-        section.records.append(("Resolved recipe", dump_yaml(_without_folders(records.recipe))))
+        section.records.append(("Resolved recipe", dump_yaml(without_folders(records.recipe))))
     if records.summary is not None:
         section.records.append(("Summary", (run / "summary.json").read_text(encoding="utf-8")))
     return section
-
-
-def _without_folders(value: Any) -> Any:
-    """Return a recipe with the last part of each path alone: a report is passed on, and folders name people."""
-    if isinstance(value, dict):
-        return {key: _without_folders(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(entry) for entry in value]
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) else value
 
 
 def _channels(records: Records) -> dict[str, list[str]]:
@@ -82,7 +79,14 @@ def _lead(records: Records) -> str:
 
 
 def _notices(records: Records) -> list[str]:
-    found = []
+    summary = records.summary or {}
+    found = scores.warnings(summary) if records.verb == "finetune" else []
+    if summary.get("twin"):
+        dropped = summary.get("dropped")
+        without = f", without {' and '.join(dropped)}, which protect pretrained weights" if dropped else ""
+        found.append(f"This is the scratch twin of a pretrained run: the same from random weights{without}.")
+    if summary.get("frozen"):
+        found.append("The encoder was frozen: the head alone was trained.")
     if records.summary is None:
         found.append(
             f"This run has not finished: step {shown(records.done)} of {shown(records.planned)}. It goes on, or waits "
@@ -110,6 +114,13 @@ def _tiles(records: Records) -> list[tuple[str, str]]:
         tiles.append(("time", tables.duration(seconds)))
     if probe := _probe(records):
         tiles.append(probe)
+    if isinstance(test := summary.get("test"), dict):
+        tiles.insert(0, scores.tile(test))
+    if isinstance(validation := summary.get("validation"), dict):
+        step = f"validation, best at step {shown(validation.get('step'))}"
+        tiles.insert(
+            1, (step + (", stopped early" * bool(validation.get("stopped_early"))), shown(validation.get("best")))
+        )
     tiles.append(("skipped steps", shown(len(records.skipped) or summary.get("skipped_steps", 0))))
     return tiles + [
         (key.replace("_", " "), shown(value))

@@ -1,4 +1,4 @@
-"""Labelled crops: steps to batches of pixels and class numbers, stateless like those of pretraining.
+"""Crops of label maps: steps to batches of pixels and class numbers, stateless like those of pretraining.
 
 Crops are balanced towards labels: half of them are centred near a labelled pixel chosen evenly over the labelled area,
 half near a pixel of a class chosen evenly among the image's classes (nnU-Net oversamples foreground in the same
@@ -26,7 +26,7 @@ from geomed_mae.samples.batch import Batch
 from geomed_mae.samples.buckets import Bucket, make_buckets
 from geomed_mae.samples.crops import bounding_window, counter_rng, cut
 from geomed_mae.samples.filling import statistics_of
-from geomed_mae.samples.label_augment import augment
+from geomed_mae.samples.label_augment import Augmentation, Crop
 from geomed_mae.samples.memory import ImageCache
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ PURPOSE_LABELLED = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledBatch:
-    """Crops and their class numbers (b, [z,] y, x), int64, IGNORE where no class is known or no pixel valid."""
+    """Crops and what is known of them, int64.
+
+    Of label maps class numbers (b, [z,] y, x), IGNORE where no class is known or no pixel valid. Of images with classes
+    (b,) class numbers, or (b, classes) 1, 0 and UNKNOWN.
+    """
 
     images: Batch
     target: Int[Tensor, " b *s"]
@@ -99,7 +103,7 @@ class LabelledSteps(Dataset):
         labelled: (row, class numbers int16 of the row's shape, IGNORE where unknown); rows without any are left out.
         config: crop, channels and cache.
         seed, batch_size: as in the recipe.
-        augmented: whether crops are moved by the symmetries of their modality.
+        augmented: whether crops are changed as their modality allows, see `label_augment`.
 
     Raises:
         ConfigError: nothing is labelled, or images differ in modality, channels or axes, which one head cannot serve.
@@ -122,7 +126,8 @@ class LabelledSteps(Dataset):
             raise ConfigError("no pixel of the training images has a class; look at labels.values and the label files")
         modalities = {modality.name: modality for modality in resolve_modalities(config.modality)}
         self.bucket = one_bucket([entry.row for entry in self.examples], config, modalities)
-        self.seed, self.batch_size, self.augmented = seed, batch_size, augmented
+        self.seed, self.batch_size = seed, batch_size
+        self.augmentation = Augmentation.of(self.bucket, modalities[self.bucket.modality]) if augmented else None
         self.cache = ImageCache(index, config.cache_mb)
 
     def __getitem__(self, step: int) -> LabelledBatch:
@@ -132,35 +137,19 @@ class LabelledSteps(Dataset):
             ReadError: an image no longer decodes.
         """
         made = [self._crop(counter_rng(self.seed, step, number, PURPOSE_LABELLED)) for number in range(self.batch_size)]
-        rows = [row for row, _ in made]
-        spacing = None if rows[0].spacing is None else torch.tensor([row.spacing for row in rows], dtype=torch.float32)
-        names = [channel.name for channel in self.bucket.channels]
-        batch = Batch(
-            raw=torch.from_numpy(np.stack([crop[0] for _, crop in made])),
-            valid=torch.from_numpy(np.stack([crop[1] for _, crop in made])),
-            channels=self.bucket.channels,
-            modality=self.bucket.modality,
-            spacing=spacing,
-            keys=tuple(row.key for row in rows),
-            statistics=tuple(statistics_of(row, names) for row in rows),
-            step=step,
-        )
-        return LabelledBatch(batch, torch.from_numpy(np.stack([crop[2] for _, crop in made])).long())
+        images = assembled(self.bucket, [row for row, _ in made], [crop for _, crop in made], step)
+        return LabelledBatch(images, torch.from_numpy(np.stack([crop[2] for _, crop in made])).long())
 
-    def _crop(self, rng: np.random.Generator) -> tuple[Row, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _crop(self, rng: np.random.Generator) -> tuple[Row, Crop]:
         example = self.examples[int(rng.integers(len(self.examples)))]
         start = draw_labelled_start(rng, example.target.shape, self.bucket.crop, self._position(rng, example))
-        window = bounding_window([start], self.bucket.crop, example.row.shape)
-        image = self.cache.read(example.row, window)
-        if image.channels != self.bucket.channels:
-            image = image.select(tuple(channel.name for channel in self.bucket.channels))
-        raw, valid = cut(image, [part.start for part in window], start, self.bucket.crop)
+        raw, valid = read_crop(self.cache, self.bucket, example.row, start)
         target = np.full(self.bucket.crop, IGNORE, dtype=np.int16)
-        inside = example.target[window]
+        inside = example.target[bounding_window([start], self.bucket.crop, example.row.shape)]
         target[tuple(slice(size) for size in inside.shape)] = inside
         target[~valid.any(axis=0)] = IGNORE
         crop = (raw, valid, target)
-        return example.row, augment(crop, self.bucket.flips, example.row.spacing, rng) if self.augmented else crop
+        return example.row, self.augmentation(crop, example.row, rng) if self.augmentation else crop
 
     @staticmethod
     def _position(rng: np.random.Generator, example: _Example) -> int:
@@ -170,6 +159,35 @@ class LabelledSteps(Dataset):
         else:
             number = min(int(np.searchsorted(example.shares, choice, side="right")), len(example.positions) - 1)
         return int(example.positions[number][int(place * example.positions[number].size)])
+
+
+def read_crop(cache: ImageCache, bucket: Bucket, row: Row, start: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (raw, valid), each (c, *crop), of one crop of an image, with the bucket's channels; see `crops.cut`.
+
+    Raises:
+        ReadError: the image no longer decodes.
+    """
+    window = bounding_window([tuple(start)], bucket.crop, row.shape)
+    image = cache.read(row, window)
+    if image.channels != bucket.channels:
+        image = image.select(tuple(channel.name for channel in bucket.channels))
+    return cut(image, [part.start for part in window], start, bucket.crop)
+
+
+def assembled(bucket: Bucket, rows: Sequence[Row], crops: Sequence[Crop], step: int) -> Batch:
+    """Return crops of images, one a row, as the batch of a step."""
+    spacing = None if rows[0].spacing is None else torch.tensor([row.spacing for row in rows], dtype=torch.float32)
+    names = [channel.name for channel in bucket.channels]
+    return Batch(
+        raw=torch.from_numpy(np.stack([crop[0] for crop in crops])),
+        valid=torch.from_numpy(np.stack([crop[1] for crop in crops])),
+        channels=bucket.channels,
+        modality=bucket.modality,
+        spacing=spacing,
+        keys=tuple(row.key for row in rows),
+        statistics=tuple(statistics_of(row, names) for row in rows),
+        step=step,
+    )
 
 
 def draw_labelled_start(

@@ -19,8 +19,11 @@ observers    watching a run: live panels, the live probe, what the report needs
 pictures     which channels, planes and grey values a panel shows
 panels       pictures of reconstructions
 live_files   how live panels are called, and which are kept
-probing      features against labels: the maths of the verb `probe` and of the live probe
+probing      features against shares of classes: a ridge in closed form, for the verb `probe` and the live probe
+logistic, neighbours          features against classes of images; the nearest neighbours, for both
+probe_parts, probe_features   which images a probe learns from and is scored on; the encoder's features and its floors
+dense_probe, image_probe      the probe of label maps, and of classes of images
+probe_verdict                 the encoder against its best floor, and with few labels
 probe_online, probe_windows   the live probe, and what it looks at
 mlflow_log   the same numbers for MLflow, optional
-metrics      downstream scores
 """

@@ -4,6 +4,7 @@
       model.safetensors       parameters and buffers by name
       optimizer.safetensors   optimiser tensors by name
       average.safetensors     averaged parameters by name, with train.ema alone
+      best.safetensors        weights of the best validation so far, where there is one
       state.json              step and everything else that is not a tensor
       MANIFEST.sha256         in the form that `sha256sum -c` checks
 
@@ -34,6 +35,7 @@ from geomed_mae.errors import IntegrityError, OutputError
 from geomed_mae.models.manifest import MANIFEST, digests, read_folder, write_folder
 
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+BEST = "best.safetensors"
 STATE = "state.json"
 RESERVE = 64 << 20
 """Bytes that stay free on the disk beyond a checkpoint, for logs, pictures and the neighbours."""
@@ -57,6 +59,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
     average: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -65,7 +68,7 @@ class Checkpoint:
 
     def forget(self) -> None:
         """Let go of the tensors, which would fill memory for as long as the run goes on; step, path and state stay."""
-        for tensors in (self.model, self.optimizer, self.average):
+        for tensors in (self.model, self.optimizer, self.average, self.best):
             tensors.clear()
 
 
@@ -96,6 +99,7 @@ def save(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     average: Mapping[str, Tensor] | None = None,
+    best: Mapping[str, Tensor] | None = None,
     keep: int = 2,
     keep_every: int | None = None,
 ) -> Path:
@@ -106,7 +110,8 @@ def save(
     Raises:
         OutputError: disk full, no permission, or the disk does not return what was written. Older checkpoints stay.
     """
-    tensors = {MODEL: model, OPTIMIZER: optimizer} | ({AVERAGE: average} if average else {})
+    extra = {name: part for name, part in ((AVERAGE, average), (BEST, best)) if part}
+    tensors = {MODEL: model, OPTIMIZER: optimizer, **extra}
     files: dict[str, bytes | Callable[[], bytes]] = {name: partial(_bytes, part) for name, part in tensors.items()}
     files[STATE] = json.dumps({**state, "step": step}, indent=1).encode()
     needed = len(files[STATE]) + sum(
@@ -178,7 +183,7 @@ def load(path: Path) -> Checkpoint:
             load_tensors(files[MODEL]),
             load_tensors(files[OPTIMIZER]),
             state,
-            load_tensors(files[AVERAGE]) if AVERAGE in files else {},
+            *(load_tensors(files[name]) if name in files else {} for name in (AVERAGE, BEST)),
         )
     except (ValueError, KeyError, SafetensorError) as error:
         raise IntegrityError(f"checkpoint {path.name} is none: {type(error).__name__}: {error}") from error

@@ -29,6 +29,7 @@ class Learner:
         parallel: how it is spread; a step calls `parallel.forward` in place of `module`.
         optimizers: of its parameters.
         average: of its weights; None without train.ema.
+        kept: weights that travel with the checkpoints, of the best validation so far; empty where there is none.
     """
 
     def __init__(self, module: nn.Module, train: TrainConfig, ranks: Ranks | None = None) -> None:
@@ -37,6 +38,7 @@ class Learner:
         self.parallel = Parallel(module, ranks or Ranks(), sharding=train.sharding, compiled=train.compile)
         self.optimizers = build_optimizers(module, train, self.ranks)
         self.average = None if train.ema is None else Average(module, train.ema)
+        self.kept: dict[str, Tensor] = {}
 
     @property
     def ranks(self) -> Ranks:
@@ -65,6 +67,7 @@ class Learner:
             self.optimizers.load_state_tensors(resumed.optimizer)
             if self.average is not None:
                 self.average.load(resumed.average)
+            self.kept = dict(resumed.best)
             resumed.forget()
             return Progress(**resumed.state["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -96,6 +99,7 @@ class Learner:
                 model=model,
                 optimizer=optimizer,
                 average=average,
+                best=self.kept,
                 state=state,
                 keep=train.keep,
                 keep_every=train.keep_every,

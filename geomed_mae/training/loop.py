@@ -84,15 +84,17 @@ def fit(
     state: dict[str, Any] | None = None,
     resumed: checkpoint.Checkpoint | None = None,
     observe: Callable[[int], None] | None = None,
+    judge: Callable[[int], bool] | None = None,
     show_progress: bool = True,
 ) -> Progress:
-    """Train until `train.steps` steps are done, or until told to stop.
+    """Train until `train.steps` steps are done, until told to stop, or until `judge` says that it is enough.
 
     `batches` gives this process's share of the batches from a step on; `step` the loss of a batch and its parts, under
     autocast (it must compute the loss itself in fp32). `checkpoints` is a folder, and `state` is kept in each of them
     beside the learner, as JSON; `resumed` is the one to go on from, None starts at step 0. `record` is given one
     dictionary a log line (see `metrics.jsonl`), in the first process; the first line of a resumed session is the mean
     over the steps since it began. `observe` is called after each step with the number of steps done, in every process.
+    `judge` likewise, but before the checkpoint that keeps what it knows; True finishes the run (`Progress.ended`).
 
     Raises:
         Preempted: SIGTERM or SIGUSR1 came; the state is saved. OutputError: a checkpoint cannot be written.
@@ -107,7 +109,7 @@ def fit(
         contextlib.closing(ahead(batches(done.step), learner.device)) as source,
     ):
         window = Window(learner.device)
-        while done.step < train.steps:
+        while done.step < train.steps and not done.ended:
             # 1. data
             with window.waiting():
                 batch = next(source)
@@ -128,8 +130,9 @@ def fit(
             if not finite:
                 _skipped(done, ranks.gather(list(batch.keys)), record if ranks.first else None)
 
-            # 4. tell
-            last = done.step == train.steps
+            # 4. judge, tell
+            done.ended = judge is not None and judge(done.step)
+            last = done.ended or done.step == train.steps
             done.seconds = clock.total
             if last or done.step % train.log_every == 0:
                 line = window.line()

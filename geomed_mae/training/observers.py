@@ -18,6 +18,7 @@ import torch
 
 from geomed_mae.archives.description import describe_archive
 from geomed_mae.archives.index import Index
+from geomed_mae.archives.planes import sides
 from geomed_mae.config import Recipe, TrainConfig
 from geomed_mae.errors import ConfigError, OutputError, ReadError
 from geomed_mae.models.mae import MaskedAutoencoder
@@ -27,7 +28,6 @@ from geomed_mae.samples.loader import Steps
 from geomed_mae.training.live_files import forget_after, live_name, thin_out
 from geomed_mae.training.objective import MaskedObjective
 from geomed_mae.training.panels import CANDIDATES, draw_reconstructions
-from geomed_mae.training.pictures import sides
 from geomed_mae.training.probe_online import OnlineProbe
 from geomed_mae.training.run import RunFolder, write_json
 

@@ -3,7 +3,7 @@
 One row an example (a volume gives up to three, one a plane), four columns: the image, what the encoder saw, the
 reconstruction (visible patches are the image's own) and the error, with scales in the channel's unit. Of the crops
 given, those with the most structure are shown, because air and open water say little; the errors that are returned are
-those of all crops. See `training.pictures` for what is drawn how.
+those of all crops. See `archives.planes` for what is drawn how.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from geomed_mae.archives.planes import Letters, shown_groups
 from geomed_mae.errors import OutputError
 from geomed_mae.models.patches import patchify
 from geomed_mae.samples.batch import Batch
 from geomed_mae.training.live_files import BOXES
 from geomed_mae.training.objective import MaskedObjective, Reconstruction
-from geomed_mae.training.pictures import Crop, Letters, Picture, rows_of, shown_groups
+from geomed_mae.training.pictures import Crop, Picture, rows_of
 
 ERROR_PERCENTILE = 99.0
 """Percentile of the absolute error that ends the error's colour scale."""

@@ -29,9 +29,10 @@ from geomed_mae.config import Recipe
 from geomed_mae.models.contract import Contract
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
-from geomed_mae.training.metrics import mean_known, r_squared
+from geomed_mae.scoring.ranking import Ranking
+from geomed_mae.scoring.values import mean_known, r_squared
 from geomed_mae.training.probe_windows import Window, WindowReader, choose
-from geomed_mae.training.probing import SEED, Patches, auroc, held_out_predictions
+from geomed_mae.training.probing import SEED, Patches, held_out_predictions
 
 PER_PASS = 8
 """Windows that go through the encoder together."""
@@ -130,7 +131,7 @@ def _dense_scores(features: np.ndarray, truth: np.ndarray, held: np.ndarray) -> 
     fitted, known = fitted.clip(0, 1), truth[held]
     largest, classes = known.argmax(axis=1), range(truth.shape[1])
     found = {
-        "auroc": mean_known([auroc(fitted[:, number], largest == number) for number in classes]),
+        "auroc": mean_known([Ranking(fitted[:, number], largest == number).auroc() for number in classes]),
         "r2": mean_known([r_squared(fitted[:, number], known[:, number]) for number in classes]),
         "accuracy": float((fitted.argmax(axis=1) == largest).mean()),
     }
@@ -144,7 +145,7 @@ def _image_scores(features: np.ndarray, truth: np.ndarray, held: np.ndarray) -> 
     filled = np.where(known, truth, middle)
     fitted, _ = held_out_predictions(Patches(features, filled, held))
     areas = [
-        auroc(fitted[known[held, number], number], truth[held][known[held, number], number] == 1)
+        Ranking(fitted[known[held, number], number], truth[held][known[held, number], number] == 1).auroc()
         for number in range(truth.shape[1])
     ]
     scores = {} if (area := mean_known(areas)) is None else {"auroc": round(area, 6)}

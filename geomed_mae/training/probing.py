@@ -1,6 +1,6 @@
-"""Probing: what features say about labels, by a ridge regression in closed form.
+"""Probing: what features say about shares of classes, by a ridge regression in closed form, or by their neighbours.
 
-The maths under the verb `probe` and under the live probe of a pretraining run.
+The maths under the verb `probe` on label maps and under the live probe of a pretraining run.
 
 Nothing has to be tuned: the ridge's strength is chosen by generalised cross-validation (Golub, Heath & Wahba 1979) on
 the training rows alone. Scores are on held-out patients or scenes.
@@ -8,9 +8,8 @@ the training rows alone. Scores are on held-out patients or scenes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from geomed_mae.archives.labels import LabelledImage
 from geomed_mae.archives.splits import split_by_group
 from geomed_mae.errors import ConfigError
 from geomed_mae.readers import IGNORE
-from geomed_mae.training.metrics import mean_known, r_squared
 
 MAX_CLASSES = 32
 """Label maps with more different values are taken for something else than classes."""
@@ -34,6 +32,8 @@ PENALTIES = np.logspace(-3, 5, 17)
 """Candidate strengths of the ridge, for standardised features."""
 SINGULAR = 1e-12
 """Squared singular values below this share of the largest are rounding."""
+CHUNK = 8192
+"""Rows that are in memory as float64 together."""
 SEED = 0
 
 
@@ -44,6 +44,32 @@ class Patches:
     features: np.ndarray
     shares: np.ndarray
     held_out: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ridge:
+    """A ridge regression of standardised features.
+
+    Attributes:
+        mean, spread: of the training features, (f,).
+        weights: (f, t), of features of mean 0 and spread 1.
+        center: (t,), the mean of the targets.
+        penalty: the strength that generalised cross-validation chose.
+        error: its estimate of the squared error of one row, over all targets: how good these features are, told by
+            the training side alone.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    weights: np.ndarray
+    center: np.ndarray
+    penalty: float
+    error: float
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return the answers (n, t), float64, to features (n, f)."""
+        parts = [(part - self.mean) / self.spread @ self.weights + self.center for part in _chunks(features)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.center)))
 
 
 def label_values(labelled: Sequence[LabelledImage]) -> list[int]:
@@ -79,28 +105,18 @@ def patch_means(array: np.ndarray, patch: Sequence[int]) -> np.ndarray:
     return array
 
 
-def linear_probe(patches: Patches) -> dict[str, Any]:
-    """Return R^2 per class and mean, and accuracy, of a ridge regression on the held-out patches.
+def held_out_predictions(patches: Patches) -> tuple[np.ndarray, float]:
+    """Return the answers (rows, classes) of a ridge for the rows that are held out, and its penalty.
 
     Raises:
         ConfigError: no patch is left to train or to score on.
     """
-    found, penalty = held_out_predictions(patches)
-    truth = patches.shares[patches.held_out]
-    scores = [r_squared(found[:, number], truth[:, number]) for number in range(truth.shape[1])]
-    return {
-        "r2": [None if score is None else round(score, 6) for score in scores],
-        "mean_r2": None if (mean_score := mean_known(scores)) is None else round(mean_score, 6),
-        "accuracy": round(float((found.argmax(axis=1) == truth.argmax(axis=1)).mean()), 6),
-        "features": int(patches.features.shape[1]),
-        "patches_train": int((~patches.held_out).sum()),
-        "patches_scored": int(patches.held_out.sum()),
-        "penalty": float(penalty),
-    }
+    fitted = fit_patches(patches)
+    return fitted(patches.features[patches.held_out]), fitted.penalty
 
 
-def held_out_predictions(patches: Patches) -> tuple[np.ndarray, float]:
-    """Return the answers (rows, classes) of a ridge for the rows that are held out, and its penalty.
+def fit_patches(patches: Patches) -> Ridge:
+    """Fit a ridge on the rows that are not held out.
 
     Raises:
         ConfigError: no patch is left to train or to score on.
@@ -110,42 +126,43 @@ def held_out_predictions(patches: Patches) -> tuple[np.ndarray, float]:
         raise ConfigError(
             f"{int(train.sum())} patches are left to train on and {int(test.sum())} to score on; label more area"
         )
-    mean, spread = patches.features[train].mean(axis=0), patches.features[train].std(axis=0)
-    features = (patches.features - mean) / np.where(spread > 0, spread, 1.0)
-    weights, center, penalty = ridge(features[train], patches.shares[train])
-    return features[test] @ weights + center, penalty
+    return ridge(patches.features[train], patches.shares[train])
 
 
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Return the area under the ROC curve of scores (n,) for bool `positive` (n,), ties counting half; None where only
-    one kind occurs.
-    """
-    above, below = int(positive.sum()), int((~positive).sum())
-    if above == 0 or below == 0:
-        return None
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
-
-
-def ridge(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return (weights (f, t), intercept (t,), penalty) of ridge regression with the best generalised cross-validation.
+def ridge(features: np.ndarray, targets: np.ndarray) -> Ridge:
+    """Fit the ridge regression with the best generalised cross-validation.
 
     Args:
-        features: (n, f), of mean 0.
+        features: (n, f), of any float type; float64 copies are made of CHUNK rows at a time.
         targets: (n, t).
     """
+    count = len(features)
+    mean = sum(part.sum(axis=0) for part in _chunks(features)) / count
+    spread = np.sqrt(sum(((part - mean) ** 2).sum(axis=0) for part in _chunks(features)) / count)
+    spread = np.where(spread > 0, spread, 1.0)
     center = targets.mean(axis=0)
+    gram, products = 0.0, 0.0
+    for part, known in zip(_chunks(features), _chunks(targets), strict=True):
+        scaled = (part - mean) / spread
+        gram = gram + scaled.T @ scaled
+        products = products + scaled.T @ (known - center)
     # From the products of features, whose number is small, and not of patches.
-    squared, right = np.linalg.eigh(features.T @ features)
+    squared, right = np.linalg.eigh(gram)
     kept = squared > squared.max(initial=0.0) * SINGULAR
     singular, right = np.sqrt(squared[kept]), right[:, kept]
-    projected = (right.T @ (features.T @ (targets - center))) / singular[:, None]
+    projected = (right.T @ products) / singular[:, None]
     outside = ((targets - center) ** 2).sum() - (projected**2).sum()
     errors = []
     for penalty in PENALTIES:
         shrunk = singular**2 / (singular**2 + penalty)
         residual = outside + (((1 - shrunk)[:, None] * projected) ** 2).sum()
-        errors.append(residual / (1 - min(shrunk.sum() / len(features), 1 - 1e-9)) ** 2)
-    best = float(PENALTIES[int(np.argmin(errors))])
-    return right @ ((singular / (singular**2 + best))[:, None] * projected), center, best
+        errors.append(residual / (1 - min(shrunk.sum() / count, 1 - 1e-9)) ** 2)
+    best = int(np.argmin(errors))
+    penalty = float(PENALTIES[best])
+    weights = right @ ((singular / (singular**2 + penalty))[:, None] * projected)
+    return Ridge(mean, spread, weights, center, penalty, float(errors[best] / count))
+
+
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield float64 copies of CHUNK rows."""
+    yield from (array[first : first + CHUNK].astype(np.float64) for first in range(0, len(array), CHUNK))

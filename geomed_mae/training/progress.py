@@ -15,7 +15,10 @@ from torch import Tensor
 
 @dataclass
 class Progress:
-    """What a run has come to. `first_loss` and `last_loss` are means over the first and the last logged steps."""
+    """What a run has come to. `first_loss` and `last_loss` are means over the first and the last logged steps.
+
+    `ended` says that training ended before its last step, because validation no longer got better.
+    """
 
     step: int = 0
     samples: int = 0
@@ -24,6 +27,7 @@ class Progress:
     first_loss: float | None = None
     last_loss: float | None = None
     seconds: float = 0.0
+    ended: bool = False
 
     @property
     def samples_per_second(self) -> float:

@@ -7,6 +7,7 @@
     train.log              messages
     checkpoints/           see `training.checkpoint`
     encoder/ panels/       what the verbs add
+    private/               what patients could be guessed from (`archives.seen`): mode 0700, never handed on
     summary.json           final numbers; only a finished run has it
 
 Host names, users, paths and file names of the archive are written nowhere.
@@ -31,6 +32,7 @@ from typing import Any, Self
 import torch
 from pydantic import BaseModel
 
+from geomed_mae.archives.seen import PRIVATE_FOLDER
 from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError
 from geomed_mae.recipe_file import dump_recipe, load_recipe
@@ -41,8 +43,8 @@ from geomed_mae.training.mlflow_log import MlflowLog, require_mlflow
 
 RECIPE, ENVIRONMENT, METRICS, LOG = "recipe.resolved.yaml", "environment.json", "metrics.jsonl", "train.log"
 SUMMARY, LOCK = "summary.json", ".lock"
-FILES = (RECIPE, ENVIRONMENT, METRICS, LOG, SUMMARY, LOCK, "report.html", "archive.json", "mlflow.json")
-FOLDERS = ("checkpoints", "encoder", "model", "panels", "tensorboard", "mlruns", "cache")
+FILES = (RECIPE, ENVIRONMENT, METRICS, LOG, SUMMARY, LOCK, "report.html", "archive.json", "scores.json", "mlflow.json")
+FOLDERS = ("checkpoints", "encoder", "model", "panels", "tensorboard", "mlruns", "cache", PRIVATE_FOLDER)
 """All that a run consists of; --overwrite deletes these and nothing else."""
 
 PARTIAL = ".{}.partial"

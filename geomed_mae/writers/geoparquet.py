@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,34 @@ def write(
         OutputError: the file cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     vectors = pa.ListArray.from_arrays(
         pa.array(np.arange(len(keys) + 1) * embeddings.shape[1], type=pa.int32()),
         pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).ravel()),
     )
-    columns: dict[str, Any] = {"id": pa.array(list(keys), type=pa.string()), "embedding": vectors}
     size = {"dim": int(embeddings.shape[1]), "quantization": "none"}
-    metadata = {"emb": json.dumps({"version": EMB_VERSION, "model": model, "embedding": size})}
+    about = json.dumps({"version": EMB_VERSION, "model": model, "embedding": size})
+    return write_columns(path, {"id": list(keys), "embedding": vectors}, footprints, {"emb": about})
+
+
+def write_columns(
+    path: Path, columns: Mapping[str, Any], footprints: Sequence[Ring | None] | None, about: Mapping[str, str]
+) -> Path:
+    """Write any columns of one value an image, and with `footprints` where the images lie; see `write`.
+
+    Args:
+        path: file to write.
+        columns: name -> values, or a pyarrow array.
+        footprints: as of `write`.
+        about: further metadata of the file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns, metadata = dict(columns), dict(about)
     if footprints is not None:
         parts = [None if ring is None else split_at_antimeridian(ring) for ring in footprints]
         columns["geometry"] = pa.array([None if p is None else wkb(p) for p in parts], type=pa.binary())

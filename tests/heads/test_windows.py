@@ -11,7 +11,17 @@ import torch
 
 from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.index import Index
-from geomed_mae.heads.windows import INVALID, blending_weight, class_map, whole_class_map, window_starts
+from geomed_mae.errors import ConfigError
+from geomed_mae.heads.windows import (
+    INVALID,
+    bands,
+    blending_weight,
+    class_map,
+    image_chances,
+    tile_starts,
+    whole_class_map,
+    window_starts,
+)
 from tests.make_data import write_geotiff
 from tests.scenes import mr_volume
 
@@ -33,6 +43,15 @@ class ByThreshold:
         self.shapes.append(raw.shape)
         high = torch.from_numpy(raw[:, 0] > self.limit).float()
         return torch.stack([1 - high, high], dim=1)
+
+
+class ByShare(ByThreshold):
+    """Stands for a TaskModel that classifies: the chance of class 1 is the share of bright pixels among valid ones."""
+
+    def probabilities(self, raw, valid, row):
+        self.shapes.append(raw.shape)
+        share = torch.tensor([((r > self.limit) & ok).sum() / ok.sum() for r, ok in zip(raw, valid, strict=True)])
+        return torch.stack([1 - share, share], dim=1)
 
 
 def scene(tmp_path, shape: tuple[int, int], nodata: int | None = None) -> tuple[Index, np.ndarray]:
@@ -107,3 +126,97 @@ def test_weight_is_symmetric_positive_and_highest_in_the_middle():
     weight = blending_weight((8, 12))
     np.testing.assert_allclose(weight, weight[::-1, ::-1], rtol=1e-6)
     assert weight.min() > 0 and weight.max() == 1 and weight[4, 6] == weight.max()
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (10, 100)])
+def test_bands_put_together_are_the_class_map_with_its_probabilities(tmp_path, shape):
+    index, values = scene(tmp_path, shape, nodata=0)
+    row = index.rows[0]
+
+    class Smooth(ByThreshold):
+        """The chance of class 1 grows with the pixel's value, so that every pixel has one of its own."""
+
+        def probabilities(self, raw, valid, row):
+            high = torch.from_numpy(raw[:, 0] / 255)
+            return torch.stack([1 - high, high], dim=1)
+
+    made = list(bands(Smooth((16, 24), (row.channels[0].name,), 0), index, row))
+    numbers = np.concatenate([band.numbers for band in made])
+    chances = np.concatenate([band.chances for band in made], axis=1)
+    assert numbers.dtype == np.uint8 and chances.dtype == np.float32 and chances.shape == (2, *shape)
+    assert [band.first for band in made] == [0, *np.cumsum([len(band.numbers) for band in made])[:-1]]
+    np.testing.assert_array_equal(numbers, whole_class_map(Smooth((16, 24), (row.channels[0].name,), 0), index, row))
+    known = numbers != INVALID
+    np.testing.assert_array_equal(known, values != 0)
+    np.testing.assert_allclose(chances[1][known], values[known] / 255, rtol=1e-5)
+    np.testing.assert_allclose(chances.sum(axis=0)[known], 1, rtol=1e-6)
+    assert not chances[:, ~known].any(), "where nothing is valid there is no probability"
+
+
+def test_windows_without_a_valid_pixel_are_not_computed(tmp_path):
+    values = np.random.default_rng(0).integers(1, 255, size=(64, 64)).astype(np.uint8)
+    values[16:] = 0
+    write_geotiff(tmp_path / "scene.tif", values, nodata=0)
+    index = open_archive([tmp_path / "scene.tif"], ["unnamed-raster"])
+    row = index.rows[0]
+    model = ByThreshold((16, 16), (row.channels[0].name,), 128)
+    found = whole_class_map(model, index, row)
+    assert sum(shape[0] for shape in model.shapes) == 2 * 7, "of seven rows of windows two see the upper quarter"
+    np.testing.assert_array_equal(found, np.where(values == 0, INVALID, values > 128))
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (16, 16)])
+def test_an_image_not_larger_than_the_crop_is_classified_in_one_window(tmp_path, shape):
+    index, values = scene(tmp_path, shape)
+    row = index.rows[0]
+    model = ByShare((16, 16), (row.channels[0].name,), 128)
+    found = image_chances(model, index, row)
+    assert found.dtype == np.float32 and found[1] == pytest.approx((values > 128).mean())
+    assert model.shapes == [(1, 1, 16, 16)]
+
+
+def test_a_larger_image_is_classified_by_the_mean_over_windows_that_cover_it(tmp_path):
+    index, values = scene(tmp_path, (40, 30))
+    row = index.rows[0]
+    model = ByShare((16, 16), (row.channels[0].name,), 128)
+    found = image_chances(model, index, row, batch=4)
+    starts = [(y, x) for y in (0, 12, 24) for x in (0, 14)]
+    expected = np.mean([(values[y : y + 16, x : x + 16] > 128).mean() for y, x in starts])
+    assert found == pytest.approx([1 - expected, expected], rel=1e-6)
+    assert [shape[0] for shape in model.shapes] == [4, 2]
+
+
+def test_volumes_are_classified_too(tmp_path):
+    mr_volume(tmp_path / "v.nii.gz", None, shape=(20, 25, 13))
+    index = open_archive([tmp_path], ["mr"])
+    row = index.rows[0]
+    found = image_chances(ByShare((16, 32, 32), (row.channels[0].name,), 600), index, row)
+    assert found[1] == pytest.approx((index.read(row.key).array[0] > 600).mean(), rel=1e-5)
+
+
+def test_windows_without_a_valid_pixel_have_no_say_in_the_class(tmp_path):
+    values = np.random.default_rng(0).integers(1, 255, size=(32, 32)).astype(np.uint8)
+    values[16:] = 0
+    write_geotiff(tmp_path / "scene.tif", values, nodata=0)
+    index = open_archive([tmp_path / "scene.tif"], ["unnamed-raster"])
+    row = index.rows[0]
+    found = image_chances(ByShare((16, 16), (row.channels[0].name,), 128), index, row)
+    assert found[1] == pytest.approx((values[:16] > 128).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("size", "window"), [(1, 8), (8, 8), (9, 8), (16, 8), (17, 8), (100, 7), (13, 5)])
+def test_tiles_are_the_fewest_windows_that_cover_an_axis(size, window):
+    starts = tile_starts(size, window)
+    assert len(starts) == -(-size // window) and starts[0] == 0
+    assert size <= window or starts[-1] + window == size
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert all(gap <= window for gap in gaps) and (not gaps or max(gaps) - min(gaps) <= 1)
+
+
+def test_an_image_without_any_valid_pixel_is_not_classified(tmp_path, monkeypatch):
+    index, _ = scene(tmp_path, (16, 16))
+    row = index.rows[0]
+    nothing = (np.zeros((1, 16, 16), np.float32), np.zeros((1, 16, 16), bool))
+    monkeypatch.setattr("geomed_mae.heads.windows.cut", lambda *_: nothing)
+    with pytest.raises(ConfigError, match="has no valid pixel to classify"):
+        image_chances(ByShare((16, 16), (row.channels[0].name,), 128), index, row)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from geomed_mae.archives.statistics import summarise
+from geomed_mae.image import Channel
 from geomed_mae.readers import IGNORE
-from geomed_mae.samples.label_augment import augment
+from geomed_mae.samples.intensity import Intensity
+from geomed_mae.samples.label_augment import Augmentation, augment
 
 
 def crop(shape: tuple[int, ...], channels: int = 7):
@@ -90,3 +95,46 @@ def test_organs_keep_their_sides_where_the_modality_has_no_symmetry():
     for seed in range(12):
         moved = augment((raw, raw < 1e9, np.zeros((12,) * 3, np.int16)), (), None, np.random.default_rng(seed))[0]
         assert moved[0, :, :, :4].mean() > moved[0, :, :, 8:].mean()
+
+
+def test_planes_are_tilted_a_little_with_labels_and_validity():
+    yy, xx = np.mgrid[:32, :32].astype(np.float32)
+    raw = np.stack([100 + 3 * yy + 2 * xx, 500 - yy])
+    valid = np.ones(raw.shape, dtype=bool)
+    valid[:, 10:13, 10:13] = False
+    raw[~valid] = 0
+    target = (yy > 16).astype(np.int16)
+    turns = 0
+    for seed in range(30):
+        moved, seen, labels = augment((raw, valid, target), (), None, np.random.default_rng(seed), tilted=True)
+        assert (moved.dtype, seen.dtype, labels.dtype) == (np.float32, bool, np.int16) and not moved[~seen].any()
+        if np.array_equal(moved, raw):
+            continue
+        turns += 1
+        # A plane stays a plane under an affine map wherever no invalid pixel was mixed in: second differences are 0.
+        inside = seen[0, :-2] & seen[0, 1:-1] & seen[0, 2:]
+        assert np.abs(np.diff(moved[0], n=2, axis=0)[inside]).max() < 0.5
+        # The label is where the second channel, 500 - row, says: below row 16.
+        known = seen[1] & (labels != IGNORE) & (np.abs(moved[1] - 483.5) > 1.5)
+        np.testing.assert_array_equal(labels[known] == 1, moved[1][known] < 483.5)
+        assert 0.8 < seen.mean() < 1
+    assert 8 < turns < 22
+
+
+@pytest.mark.parametrize("geometry", ["plane", "volume"])
+def test_a_label_without_a_valid_pixel_is_not_learned(geometry):
+    shape = (16, 16) if geometry == "plane" else (8, 8, 8)
+    raw, valid, target = crop(shape, 1)
+    statistics = summarise(raw, valid)
+    row = SimpleNamespace(channels=(Channel(name="MR"),), statistics=statistics, spacing=None)
+    augmentation = Augmentation((), geometry, ("MR",), (Intensity("measured", 0.0, False),))
+    for seed in range(8):
+        _, seen, labels = augmentation((raw, valid, target), row, np.random.default_rng(seed))
+        assert (labels[~seen[0]] == IGNORE).all() and (labels != IGNORE).any()
+
+
+def test_rasters_are_never_tilted():
+    original = crop((16, 16))
+    for seed in range(10):
+        moved = augment(original, ("x",), (10.0, 10.0), np.random.default_rng(seed))
+        np.testing.assert_array_equal(np.sort(moved[0].ravel()), np.sort(original[0].ravel()))

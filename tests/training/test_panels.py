@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from geomed_mae.archives.planes import Window
 from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import OutputError
 from geomed_mae.training.live_files import BOXES
@@ -27,7 +28,7 @@ from geomed_mae.training.panels import (
     most_structure,
     pictures,
 )
-from geomed_mae.training.pictures import Picture, Window
+from geomed_mae.training.pictures import Picture
 
 
 def test_a_volume_gives_a_row_a_plane_with_the_sides_of_its_patient(objective, batches_of):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from geomed_mae.archives.planes import shown_groups, sides, window_of
 from geomed_mae.image import Channel, PlaneGeometry, VolumeGeometry
 from geomed_mae.modalities import load_modality
-from geomed_mae.training.pictures import Crop, rows_of, shown_groups, sides, window_of
+from geomed_mae.training.pictures import Crop, rows_of
 
 CT = (Channel(name="CT", kind="ct", unit="HU"),)
 MR = (Channel(name="MR", kind="mr", unit="a.u."),)
