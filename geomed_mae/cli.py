@@ -158,7 +158,7 @@ def doctor() -> None:
     _print(report)
 
 
-@command("geomed-mae scan scenes/ --out index/ --modality landsat7")
+@command("geomed-mae scan scenes/ --out index/ --modality landsat7 --split group")
 @click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=EXISTING)
 @click.option("--out", type=ANY_PATH, required=True, help="Folder for the index.")
 @modality_option
@@ -214,7 +214,7 @@ def inspect(path: Path, modality: str, picture: Path | None, as_json: bool, **wh
     click.echo(json.dumps(list(seen.images), indent=2) if as_json else verb.as_text(seen))
 
 
-@command("geomed-mae pretrain pretrain_landsat7_tiny --archive scenes/ --out runs/a --set train.steps=50")
+@command("geomed-mae pretrain pretrain_landsat7_tiny --archive index/ --out runs/a --set data.split=train")
 @click.argument("recipe", type=ANY_PATH)
 @archive_option
 @click.option("--labels", type=EXISTING, help="Labels to probe features with meanwhile; they never influence training.")
@@ -236,7 +236,10 @@ def pretrain(recipe: Path, archives: Sequence[Path], out: Path, overrides: Seque
         _print(result)  # one of several processes has it
 
 
-@command("geomed-mae finetune finetune_landsat7_water --archive scenes/ --labels masks/ --encoder runs/a --out runs/b")
+@command(
+    "geomed-mae finetune finetune_landsat7_water --archive index/ --labels masks/ --encoder runs/a --out runs/b "
+    "--set labels.block_px=null"
+)
 @click.argument("recipe", type=ANY_PATH)
 @archive_option
 @labels_option
@@ -283,8 +286,9 @@ def _few_labels(shots: int | None, fraction: float | None) -> list[str]:
 def evaluate(run: Path, archives: Sequence[Path], labels: Path, out: Path, **how: Any) -> None:
     """Score a fine-tuned run, or a study of several, on images that it has not seen."""
     from geomed_mae.evaluate import evaluate as verb
+    from geomed_mae.evaluate import without_lists
 
-    _print(verb(run, archives, labels, out, progress=_progress, **how))
+    _print(without_lists(verb(run, archives, labels, out, progress=_progress, **how)))
 
 
 @command("geomed-mae probe runs/a --archive index/ --labels masks/ --out probe.json")

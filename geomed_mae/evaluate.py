@@ -22,7 +22,7 @@ from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError
 from geomed_mae.heads.task_model import TaskModel, load_task_model
 from geomed_mae.recipe_file import load_recipe
-from geomed_mae.scoring.pictures import draw_pictures
+from geomed_mae.scoring.pictures import draw_pictures, drawn_before
 from geomed_mae.scoring.predicting import Target, score_targets
 from geomed_mae.scoring.stored import Scores
 from geomed_mae.scoring.worst import SHOWN, Worst
@@ -33,6 +33,10 @@ from geomed_mae.training.study_files import is_study, members
 from geomed_mae.training.task import read_targets
 
 METRES = 1000.0
+LISTS = ("per_image", "per_group")
+"""What has a line for every image or group."""
+OF_TRAINING = ("leakage", "transductive", "seconds")
+"""What a comparison takes from the summaries of the runs that is not about the images scored here."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +73,7 @@ def evaluate(
         split: score the images of this part of the INDEX's stored split alone.
         transductive: images may have been pretrained on, without their labels; the file then says how many were.
         buffer_km: rasters closer than this to ground that the model has seen are leaks; None takes the run's own.
-        pictures: draw confusion, calibration and worst cases.
+        pictures: draw confusion, calibration and worst cases; else older ones go, which would be of other scores.
         progress: shows how many images are done.
 
     Raises:
@@ -79,8 +83,9 @@ def evaluate(
     """
     out, path = Path(out_json), Path(run)
     folder = out.with_name(f"{out.stem}_pictures")
-    with no_scores_over_leaks(out, *(folder.glob("**/*.png") if folder.is_dir() else ())):
-        keep_apart(out, archive_paths)
+    for place in (out, folder):
+        keep_apart(place, archive_paths)
+    with no_scores_over_leaks(out, *drawn_before(folder)):
         study = is_study(path)
         runs = members(path) if study else [path]
         if not runs:
@@ -99,8 +104,18 @@ def evaluate(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"'{out.parent}' cannot be written: {error.strerror or error}") from error
+    for path in () if pictures else drawn_before(folder):
+        path.unlink(missing_ok=True)
     write_json(out, result)
     return result
+
+
+def without_lists(result: dict[str, Any]) -> dict[str, Any]:
+    """Return scores for a terminal, without what has a line for every image or group: that is in the file."""
+    short = {name: value for name, value in result.items() if name not in LISTS}
+    if members := result.get("members"):
+        short["members"] = {name: without_lists(one) for name, one in members.items()}
+    return short
 
 
 def _open(run: Path) -> tuple[TaskModel, Any, Recipe]:
@@ -161,7 +176,10 @@ def _study(runs: Sequence[Path], asked: Asked, progress: Progress | None, folder
         arm, name = run.parent.name, f"{run.parent.name}/{run.name}"
         scores, results[name] = _scored(run, asked, progress, None if folder is None else folder / name)
         found.append(Member(arm, int(run.name.removeprefix("seed-")), name, _summary(run), scores))
-    return {**compare(found, unit_of([row for row, _ in asked.targets])), "members": results}
+    compared = compare(found, unit_of(asked.index, [row for row, _ in asked.targets]))
+    # What is recorded of the test part of training says nothing about these images.
+    compared = {name: value for name, value in compared.items() if name not in OF_TRAINING}
+    return {**compared, "members": results}
 
 
 def _summary(run: Path) -> dict[str, Any]:

@@ -9,23 +9,28 @@ scene can be filled in, and no more.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from geomed_mae.archives.build import Progress, keep_apart
 from geomed_mae.archives.leakage import no_scores_over_leaks
+from geomed_mae.archives.parts import TEST
 from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError
 from geomed_mae.reporting.pages import REPORT, write_report
 from geomed_mae.scoring.stored import FILE as SCORES
+from geomed_mae.training.comparison import LEAST_GROUPS
 from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.downstream import SCRATCH
 from geomed_mae.training.run import SUMMARY, is_run
 from geomed_mae.training.study import run_study
 from geomed_mae.training.study_files import is_study
-from geomed_mae.training.task import prepare
-from geomed_mae.training.tuning import tune
+from geomed_mae.training.task import Task, prepare, refuse_unscorable
+from geomed_mae.training.tuning import ready, tune
+
+log = logging.getLogger(__name__)
 
 
 def finetune(
@@ -65,17 +70,52 @@ def finetune(
     if twin and str(encoder) == SCRATCH:
         raise ConfigError("--twin compares an encoder with random weights; give an encoder, not --encoder none")
     keep_apart(out, archive_paths)
-    out = Path(out)
-    # Now, before a leak could take the scores of a run away that nobody asked to replace.
-    if not (resume or overwrite) and (is_run(out) or is_study(out)):
-        kind = "study" if is_study(out) else "run"
-        raise ConfigError(f"'{out}' already holds a {kind}; continue it with --resume or replace it with --overwrite")
+    out, several = Path(out), twin or recipe.train.seeds > 1
+    _check_out(out, encoder, several=several, kept=not (resume or overwrite))
     with no_scores_over_leaks(out / SUMMARY, out / SCORES, out / REPORT):
         task = prepare(recipe, archive_paths, labels_path, progress=progress)
+        if twin:
+            refuse_unscorable(task, TEST)
+            _warn_of_few_groups(task)
         how = {"transductive": transductive, "resume": resume, "overwrite": overwrite}
-        if twin or recipe.train.seeds > 1:
-            found = run_study(recipe, task, str(encoder), out, twin=twin, tune=tune, **how)
+        if several:
+            found = run_study(recipe, task, str(encoder), out, twin=twin, tune=tune, check=ready, **how)
         else:
             found = tune(recipe, task, str(encoder), out, **how)
     write_report(out)
     return found
+
+
+def _warn_of_few_groups(task: Task) -> None:
+    if 0 < (groups := len({row.group for row, _ in task.test})) < LEAST_GROUPS:
+        log.warning(
+            "the test part is of %d patients or scenes: whether pretraining paid cannot be told from fewer than %d; "
+            "hold out more (labels.test, or the shares of scan --split)",
+            groups,
+            LEAST_GROUPS,
+        )
+
+
+def _check_out(out: Path, encoder: str | Path, *, several: bool, kept: bool) -> None:
+    """Refuse to replace what must stay; now, before a leak could take the scores of a run away.
+
+    Args:
+        out: where the run or study goes to.
+        encoder: what it starts from.
+        several: whether it is a study.
+        kept: whether a run or study that is there is neither gone on with nor replaced.
+
+    Raises:
+        ConfigError: saying what is there.
+    """
+    where, origin = out.resolve(), Path(encoder).resolve()
+    if str(encoder) != SCRATCH and (where == origin or where in origin.parents):
+        raise ConfigError(f"the encoder '{encoder}' lies in '{out}', which would replace it; choose another --out")
+    kind = "study" if is_study(out) else "run" if is_run(out) else None
+    if kind is not None and kept:
+        raise ConfigError(f"'{out}' already holds a {kind}; continue it with --resume or replace it with --overwrite")
+    if kind == "study" and not several:
+        raise ConfigError(
+            f"'{out}' holds a study, and this is a single run; give --twin or --seeds as the study has them, or "
+            "another --out"
+        )

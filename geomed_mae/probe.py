@@ -120,7 +120,9 @@ def probe(
         model.module.to(pick_device("auto"))
         sources = Sources(model, index, train, channels or None)
         shown = progress or (lambda items, what, total: items)
-        found = (_dense if labels.dense else _images)(index, labels, parts, sources, (shown, shots, unit_of(rows)))
+        found = (_dense if labels.dense else _images)(
+            index, labels, parts, sources, (shown, shots, unit_of(index, rows))
+        )
     result = {
         "verb": "probe",
         "task": "segment" if labels.dense else "classify",

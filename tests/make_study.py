@@ -59,6 +59,14 @@ def row(number: int, geometry: str = "volume", group: str | None = None) -> Row:
     )
 
 
+class Patients:
+    """The part of an index that a study looks at: every image names its patient."""
+
+    @staticmethod
+    def identity(key: str) -> tuple[tuple[str, str], ...]:
+        return (("patient", key),)
+
+
 @dataclass
 class FakeTask:
     """The part of a task that a study looks at."""
@@ -66,6 +74,7 @@ class FakeTask:
     patients: int = 20
     geometry: str = "volume"
     fingerprint: str = "data"
+    index: Patients = Patients()
     train: tuple = ()
     test: tuple = ()
 

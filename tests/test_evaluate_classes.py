@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from geomed_mae.heads.task_model import save_task_model
 from geomed_mae.predict import predict
 from geomed_mae.recipe_file import build_recipe, dump_recipe
 from geomed_mae.scan import scan
+from geomed_mae.scoring import intervals
 from tests.heads.given import task_model
 from tests.make_pictures import write_png
 from tests.scenes import landsat_scene
@@ -41,6 +43,14 @@ def recipe(modality: str = "xray"):
             "labels": {"test": 0.5},
         }
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Fewer resamples: intervals have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "ROUNDS", 60)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,8 @@ def index(folder):
 def test_scores_of_a_table_are_those_of_what_predict_writes(folder, index, tmp_path):
     run = made_run(tmp_path / "run", index)
     scores = evaluate(run, [folder / "index"], folder / "one.csv", tmp_path / "scores.json")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.parquet").write_text("of other images")
     found = predict(run, [folder / "index"], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"] == found["tables"]
     table = {
@@ -142,6 +154,11 @@ def test_a_part_of_the_stored_split_is_scored_alone(folder, index, tmp_path):
     scores = evaluate(run, [folder / "index"], folder / "one.csv", tmp_path / "s.json", split="test", pictures=False)
     assert {line["key"] for line in scores["per_image"]} == {key for key, part in parts.items() if part == "test"}
     assert scores["split"] == "test" and "pictures" not in scores and not (tmp_path / "s_pictures").exists()
+    (tmp_path / "s_pictures").mkdir()
+    for name in ("worst.png", "mine.png"):
+        (tmp_path / "s_pictures" / name).write_text("")
+    evaluate(run, [folder / "index"], folder / "one.csv", tmp_path / "s.json", split="test", pictures=False)
+    assert [path.name for path in (tmp_path / "s_pictures").iterdir()] == ["mine.png"], "only pictures of scores go"
     with pytest.raises(ConfigError, match="'later', but the split of"):
         evaluate(run, [folder / "index"], folder / "one.csv", tmp_path / "s.json", split="later")
 
@@ -154,8 +171,19 @@ def test_test_images_of_pretraining_are_refused_unless_it_is_allowed_and_recorde
     assert done.exit_code == 6 and "--transductive" in done.stderr and not (tmp_path / "s.json").exists()
     done = CliRunner().invoke(cli.main, ["evaluate", *map(str, words), "--transductive"])
     assert done.exit_code == 0, done.stderr
-    found = json.loads((tmp_path / "s.json").read_text())["transductive"]
-    assert found["allowed"] is True and found["test_images_pretrained_on"] == 3
+    written, told = json.loads((tmp_path / "s.json").read_text()), json.loads(done.stdout)
+    assert written["transductive"]["allowed"] is True and written["transductive"]["test_images_pretrained_on"] == 3
+    assert set(written) - set(told) == {"per_image", "per_group"}, "a line an image is for the file alone"
+
+
+def test_images_in_the_place_of_the_pictures_are_never_touched(folder, index, tmp_path):
+    """The archive of FILE.json may well be called FILE_pictures: a leak deletes pictures of scores, and no image."""
+    shutil.copytree(folder / "images", tmp_path / "s_pictures")
+    run = made_run(tmp_path / "run", index, seen=Seen.of(index, index.rows, what="training"))
+    for archive, error in ((folder / "index", LeakageError), (tmp_path / "s_pictures", ConfigError)):
+        with pytest.raises(error):
+            evaluate(run, [archive], folder / "one.csv", tmp_path / "s.json")
+        assert len(list((tmp_path / "s_pictures").iterdir())) == IMAGES
 
 
 def made_study(path: Path, index, *, seeds: tuple[int, ...] = (0,), seen: Seen | None = None) -> Path:
@@ -178,7 +206,11 @@ def made_study(path: Path, index, *, seeds: tuple[int, ...] = (0,), seen: Seen |
 
 def test_a_study_is_scored_member_by_member_with_the_paired_difference(folder, index, tmp_path):
     study = made_study(tmp_path / "study", index)
+    trained = study / "pretrained" / "seed-0" / "summary.json"
+    old = {"transductive": {"allowed": True, "test_images_pretrained_on": 9}}
+    trained.write_text(json.dumps({**json.loads(trained.read_text()), **old}))
     result = evaluate(study, [folder / "index"], folder / "one.csv", tmp_path / "s.json")
+    assert "transductive" not in result and result["leakage"], "these images were not pretrained on, others were"
     names = ["pretrained/seed-0", "scratch/seed-0"]
     assert list(result["members"]) == names and result["verb"] == "evaluate"
     values = {name: result["members"][name]["value"] for name in names}

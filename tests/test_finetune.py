@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,27 @@ def test_resuming_with_other_labels_is_refused(folder, tmp_path):
         finetune(given, [folder / "scenes"], tmp_path / "labels", "none", tmp_path / "run", resume=True)
 
 
+def test_resuming_with_another_encoder_of_the_same_archive_is_refused(folder, tmp_path):
+    encoder = random_encoder(tmp_path / "encoder", "landsat7", folder / "scenes")
+    known = load_encoder(encoder)
+    torch.nn.init.zeros_(known.module.cls_token)
+    save_encoder(tmp_path / "other", known.module, known.contract)
+    given = recipe(train={"steps": 1, "batch_size": 2})
+    run(folder, tmp_path / "run", given, encoder=encoder)
+    with pytest.raises(IntegrityError, match="was made from another encoder"):
+        run(folder, tmp_path / "run", given, encoder=tmp_path / "other", resume=True)
+    run(folder, tmp_path / "run", given, encoder=encoder, resume=True)
+
+
+def test_a_test_image_that_the_model_cannot_take_is_refused_before_training(folder, tmp_path):
+    task = prepare(recipe(), [folder / "scenes"], folder / "labels")
+    (row, target), *_ = task.test
+    poorer = replace(row, channels=row.channels[:3], statistics=row.statistics[:3])
+    with pytest.raises(ConfigError, match=r"lacks channels \['B4', 'B5', 'B7'\], which the model was trained with"):
+        tune(recipe(), replace(task, test=((poorer, target),)), "none", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_frozen_encoder_keeps_its_weights_and_the_head_learns(folder, tmp_path):
     encoder = random_encoder(tmp_path / "encoder", "landsat7", folder / "scenes")
     given = recipe(train={"steps": 3}, head={"frozen": True})
@@ -195,6 +217,34 @@ def test_a_test_image_that_the_encoder_was_pretrained_on_is_a_leak_unless_it_is_
     assert (folder / "run/summary.json").is_file()
     found = run(folder, tmp_path / "run", recipe(train={"steps": 1}), encoder=encoder, transductive=True)
     assert found["transductive"]["allowed"] and found["transductive"]["test_images_pretrained_on"] == 1
+
+
+def test_out_that_holds_the_encoder_or_a_study_is_left_alone(folder, tmp_path):
+    encoder = random_encoder(tmp_path / "pretrained" / "encoder", "landsat7", folder / "scenes")
+    for out in (encoder, encoder.parent):
+        with pytest.raises(ConfigError, match="the encoder .* lies in .* choose another --out"):
+            run(folder, out, recipe(train={"steps": 1}), encoder=encoder, overwrite=True)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.json").write_text("{}")
+    with pytest.raises(ConfigError, match="already holds a study"):
+        run(folder, tmp_path / "study", recipe(train={"seeds": 2}))
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(ConfigError, match="holds a study, and this is a single run; give --twin or --seeds"):
+            run(folder, tmp_path / "study", recipe(), **how)
+
+
+def test_a_study_that_would_leak_leaves_nothing_and_needs_no_overwrite_after_it(folder, tmp_path, caplog):
+    index = open_archive([folder / "scenes"], ["landsat7"])
+    encoder = random_encoder(tmp_path / "encoder", "landsat7", folder / "scenes")
+    known = load_encoder(encoder)
+    save_encoder(encoder, known.module, known.contract, seen=Seen.of(index, index.rows, what="pretraining"))
+    given = recipe(train={"steps": 1, "batch_size": 2})
+    with pytest.raises(LeakageError, match="scan once with --split group.*--transductive"):
+        run(folder, tmp_path / "study", given, encoder=encoder, twin=True)
+    assert not (tmp_path / "study").exists()
+    assert "of 1 patients or scenes: whether pretraining paid cannot be told from fewer than 5" in caplog.text
+    found = run(folder, tmp_path / "study", given, encoder=encoder, twin=True, transductive=True)
+    assert found["transductive"]["test_images_pretrained_on"] == 1 and len(found["runs"]) == 2
 
 
 def test_a_rescan_under_other_names_gives_the_same_run(folder, tmp_path):

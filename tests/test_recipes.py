@@ -218,25 +218,61 @@ def test_a_pretraining_recipe_runs_two_steps(path, tmp_path, index_of):
     assert result["steps"] == 2 and np.isfinite(result["loss_last"])
 
 
-@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def write_labelled(data: Path, labels: Path, recipe: Recipe) -> Path:
+    """Write an archive that a fine-tuning recipe can be split on, and labels with every class in every block."""
+    modality, classes = recipe.data.modality[0], len(recipe.head.classes)
+    meaning = load_modality(modality)
+    stored = {number: value for value, number in (recipe.labels.values or {}).items()}
+    values = np.array([stored.get(number, number) for number in range(classes)], dtype=np.uint8)
+    rng = np.random.default_rng(1)
+    if recipe.head.task == "classify":
+        for number in range(6):
+            write_png(data / f"{number}.png", rng.integers(0, 250, (40, 40)), 0)
+        rows = [f"{number}.png,{recipe.head.classes[number % classes]}" for number in range(6)]
+        (labels / "classes.csv").write_text("\n".join(["image,class", *rows]))
+        return labels / "classes.csv"
+    for number in range(1 if recipe.labels.block_px else 3):
+        if meaning.geometry == "raster":
+            low, high = stored_range(modality)
+            bands = rng.integers(low, high, (len(meaning.channels), 128, 128)).astype("u1" if high < 256 else "i2")
+            at = (10.0, 0.0, 500_000.0 + 50_000 * number, 0.0, -10.0, 4_000_000.0)
+            names = [channel.name for channel in meaning.channels]
+            write_geotiff(data / f"{number}.tif", bands, descriptions=names, transform=at)
+            marks = values[np.indices((128, 128)).sum(0) // 8 % classes]
+            write_geotiff(labels / f"{number}.tif", marks, transform=at)
+        else:
+            write_nifti(data / f"{number}.nii", rng.normal(0, 300, VOXELS).astype(np.int16))
+            write_nifti(labels / f"{number}.nii", values[np.indices(VOXELS).sum(0) // 8 % classes])
+    return labels
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if "abdomen" in path.stem else (), id=path.stem)
+        for path in FINETUNE
+        if "pet_ct" not in path.stem
+    ],
+)
 def test_a_finetuning_recipe_runs_two_steps(path, tmp_path):
     recipe = reduced(path)
-    data, labels = tmp_path / "archive", tmp_path / "labels"
-    classes = len(recipe.head.classes)
-    labels.mkdir()
-    for modality in recipe.data.modality:
-        (data / modality).mkdir(parents=True)
-        write_archive(data / modality, modality)
-        # Every class stands in every block and every held-out part.
-        if load_modality(modality).geometry == "raster":
-            write_geotiff(labels / f"{modality}.tif", (np.indices((128, 128)).sum(0) // 8 % classes).astype(np.uint8))
-        else:
-            marks = (np.indices(VOXELS).sum(0) // 8 % classes).astype(np.uint8)
-            write_nifti(labels / f"{modality}.nii", marks)
-            write_nifti(labels / "second.nii", marks)
-            write_nifti(data / modality / "second.nii", np.random.default_rng(1).normal(0, 9, VOXELS).astype("f4"))
-    finetune(recipe, [data], labels, "none", tmp_path / "run")
-    assert (tmp_path / "run" / "summary.json").is_file()
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "labels").mkdir()
+    labels = write_labelled(tmp_path / "archive", tmp_path / "labels", recipe)
+    result = finetune(recipe, [tmp_path / "archive"], labels, "none", tmp_path / "run")
+    assert result["steps"] == 2 and np.isfinite(result["loss_last"])
+    assert result["test"]["value"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_recipe_of_sarcoma_runs_on_pet_ct_and_the_structures_of_the_planning_system(tmp_path, shared_data):
+    recipe = reduced(ROOT / "recipes" / "finetune_pet_ct_sarcoma.yaml")
+    archive = shared_data / "med" / "sarcoma"
+    scan([archive], tmp_path / "index", modality="pet-ct", workers=2, max_bad=0.5)
+    result = finetune(recipe, [tmp_path / "index"], archive, "none", tmp_path / "run")
+    assert result["labels"]["images_labelled"] == 3
+    assert result["split"]["groups"] == {"train": 2, "validation": 0, "test": 1}
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)

@@ -8,6 +8,8 @@ File names occur in error messages only; they reach no output.
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,11 @@ from geomed_mae.readers.regular import shown
 
 ELSEWHERE = Reason.BAD_GEOMETRY.name
 """Reason for which a label map does not belong to an image. Any other one means damage, and is an error."""
+
+PIXEL_BYTES = 4
+"""Memory that a labelled pixel takes at most: the stored value and the class number that it means, int16 both."""
+MEMORY_SHARE = 0.8
+"""Share of this machine's memory that labels may take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +94,8 @@ class _Read:
 def match_labels(index: Index, labels: Path, query: LabelQuery | None = None) -> Matching:
     """Match the label files in `labels` (a file or a folder, searched through recursively) to images, and read them.
 
-    The labels of all matched images are kept in memory, two bytes a pixel. No image's pixels are read.
+    The labels of all matched images are kept in memory, PIXEL_BYTES a pixel while they are read; more than there is of
+    it is refused before the first is. No image's pixels are read.
 
     Args:
         index: images; `labels` may lie inside their folders.
@@ -95,12 +103,14 @@ def match_labels(index: Index, labels: Path, query: LabelQuery | None = None) ->
         query: what is wanted of files that name their classes; None numbers all names that occur.
 
     Raises:
-        ConfigError: no label file belongs to any image, or an image has several; the message says what to do.
+        ConfigError: no label file belongs to any image, an image has several, or they do not fit into memory; the
+            message says what to do.
         ReadError: a label file names an image but does not lie on it, has a class that is not known, or does not
             decode; the message names the label file and the image.
     """
     query = query or LabelQuery()
     pairs = pair(index, Path(labels))
+    _refuse_more_than_memory(pairs)
     reading = _Reading(index, query, pairs)
     found: dict[str, list[_Read]] = {}
     for file, (tie, rows) in pairs.ties.items():
@@ -125,6 +135,19 @@ def match_labels(index: Index, labels: Path, query: LabelQuery | None = None) ->
         names=names if any(entry.named for entry in labelled) else (),
         found=reading.counts,
     )
+
+
+def _refuse_more_than_memory(pairs: Pairs) -> None:
+    # What is tried by place is left out: most of it will turn out to lie elsewhere.
+    rows = {row.key: row for tie, rows in pairs.ties.values() if tie is not Tie.PLACE for row in rows}
+    needed = PIXEL_BYTES * sum(math.prod(row.shape) for row in rows.values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > MEMORY_SHARE * memory:
+        raise ConfigError(
+            f"the labels of {len(rows)} images take {needed / 2**30:.0f} GiB while they are read, and this machine has "
+            f"{memory / 2**30:.0f} GiB of memory; give labels of fewer images, or cut large scenes and their labels "
+            "into tiles"
+        )
 
 
 class _Reading:

@@ -10,8 +10,9 @@ pretrained on the test images is the same fault one step earlier. Compared are, 
     ground    rasters that overlap, or lie within a buffer (`neighbours`)
 
 What a model has learned labels of is never scored (exit 6). Images that it has seen without labels in pretraining are
-refused too, unless that is allowed with --transductive; the score then says so. Not recognised: crops, flips and
-rotations without coordinates or identifiers, and the same volume as DICOM and as NIfTI with other array axes.
+refused too, unless that is allowed with --transductive; the score then says so. Not recognised where neither
+coordinates nor identifiers tell: crops, flips and rotations, slices of a volume, the same pixels beside other channels
+(CT alone, and bound to PET), and the same volume as DICOM and as NIfTI with other array axes.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ def _check_scored(
             found[PRETRAINING],
             rows,
             "test images were pretrained on, or belong with images that were",
-            "pretrain on the training part alone (scan --split, then data.split=train), or allow it with "
-            "--transductive, which is recorded with the score",
+            "scan once with --split group, pretrain on the part train of that INDEX (--set data.split=train) and use "
+            "it here too; or allow it with --transductive (no labels were seen), which is recorded with the score",
         )
     known = set().union(*found[PRETRAINING].values()) if found[PRETRAINING] else set()
     kinds = {kind: len(keys) for kind, keys in found[PRETRAINING].items()}
@@ -213,7 +214,8 @@ def _refuse_between_blocks(index: Index, rows: Sequence[Row]) -> None:
     """
     spots = [spot_of(row) for row in rows]
     grids = [(spot, row.shape) for spot, row in zip(spots, rows, strict=True)]
-    looks = near_duplicates([index.looks[row.key] for row in rows])
+    hashes = index.looks
+    looks = near_duplicates([hashes[row.key] for row in rows])
     places = overlapping([spot and spot[0] for spot in spots], [spot and spot[1] for spot in spots])
     found: Matches = {}
     for kind, numbers in ((LOOKS, looks), (GROUND, places)):

@@ -146,8 +146,7 @@ def split_by_group(rows: Sequence[Row], fraction: float, seed: int) -> tuple[lis
         return list(rows), []
     if len(groups) < 2:
         raise ConfigError(
-            f"{len(rows)} labelled images of {len(groups)} patient or scene cannot be split; "
-            "add images, set labels.block_px to split one raster scene by blocks, or set labels.validation to 0"
+            f"{len(rows)} labelled images of {len(groups)} patient or scene cannot be split; add images of others"
         )
     held = set(groups[: min(max(round(fraction * len(groups)), 1), len(groups) - 1)])
     return [row for row in rows if row.group not in held], [row for row in rows if row.group in held]

@@ -34,6 +34,8 @@ DEFAULTS = {"segment": "convolutional", "classify": "attentive"}
 """Task -> name of the head that serves it where a recipe names none."""
 LOSSES = {"segment": ("dice_ce", "cross_entropy", "focal"), "classify": ("cross_entropy", "focal")}
 """Task -> losses that it can be trained with; the first one is what `auto` means."""
+MOST_CLASSES = 255
+"""Classes of a map, whose numbers are one byte: the last number says that a pixel is not valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class HeadSpec:
         label_smoothing: share of the target that cross entropy spreads over all classes.
 
     Raises:
-        ConfigError: task, loss, class weights and multi_label do not go together.
+        ConfigError: task, loss, class weights and multi_label do not go together, or there are too many classes.
     """
 
     name: str
@@ -80,6 +82,11 @@ class HeadSpec:
         if self.loss not in ("auto", *LOSSES[self.task]):
             fitting = ", ".join(("auto", *LOSSES[self.task]))
             raise ConfigError(f"head.loss '{self.loss}' does not fit head.task {self.task}, which has {fitting}")
+        if self.task == "segment" and len(self.classes) > MOST_CLASSES:
+            raise ConfigError(
+                f"head.classes has {len(self.classes)} names, and a class map holds {MOST_CLASSES}; join some of them "
+                "by labels.values"
+            )
         if self.multi_label and self.task != "classify":
             raise ConfigError("labels of several classes a pixel cannot be trained on; head.task classify takes them")
         if self.class_weights is not None:

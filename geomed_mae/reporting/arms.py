@@ -8,6 +8,7 @@ from typing import Any
 
 from geomed_mae.reporting.page import Figure, picture
 from geomed_mae.reporting.records import Records
+from geomed_mae.scoring.figure import plain_words
 
 COLOURS = {"pretrained": "#0b6e8f", "scratch": "#c2702a"}
 CALLED = {"pretrained": "pretrained weights", "scratch": "random weights"}
@@ -27,9 +28,11 @@ def forest(summary: Mapping[str, Any]) -> Figure | None:
         return None
     classes = _classes(summary)
     canvas = _canvas(max(LEAST, ROW * (min(len(groups), LABELLED) + len(classes) + 5) + 1.0))
-    left, right = canvas.subplots(1, 2, width_ratios=(1, 2.1))
-    _seeds(left, summary)
-    _rows(right, summary, groups, classes)
+    with plain_words():
+        left, right = canvas.subplots(1, 2, width_ratios=(1, 2.1))
+        _seeds(left, summary)
+        _rows(right, summary, groups, classes)
+        drawn = _png(canvas)
     unit = summary["unit"]
     caption = "Left: the score of each seed; lines join runs of the same seed. Right: pretrained minus random weights. "
     if groups:
@@ -44,7 +47,7 @@ def forest(summary: Mapping[str, Any]) -> Figure | None:
     if gain["low_seeds"] is not None:
         caption += " The thin bar below counts other seeds too."
     title = f"Does pretraining help, {unit[:-1]} by {unit[:-1]}?" if groups else "Does pretraining help?"
-    return Figure(title, _png(canvas), caption)
+    return Figure(title, drawn, caption)
 
 
 def _classes(summary: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -91,11 +94,11 @@ def _rows(
         at += step
     at += 0.6 if groups else 0
     for name, one in classes:
-        _bar(axis, one, at, INK, name == "")
+        _bar(axis, one, at, INK, "s")
         names.append((at, name))
         at += 1
     at += 0.6 if classes else 0
-    _bar(axis, gain, at, BAND, True)
+    _bar(axis, gain, at, BAND, "D")
     names.append((at, f"mean over {summary['unit']}"))
     if gain["low_seeds"] is not None:
         at += 1
@@ -113,12 +116,12 @@ def _rows(
     _style(axis, "difference: left of 0 random weights are ahead, right of it pretrained ones", grid="x")
 
 
-def _bar(axis: Any, one: Mapping[str, Any], at: float, colour: str, diamond: bool) -> None:
+def _bar(axis: Any, one: Mapping[str, Any], at: float, colour: str, marker: str) -> None:
     if one["mean"] is None:
         return
     if one["low"] is not None:
         axis.plot((one["low"], one["high"]), (at, at), color=colour, linewidth=2.4, solid_capstyle="butt")
-    axis.plot(one["mean"], at, "D" if diamond else "s", color=colour, markersize=6 if diamond else 4)
+    axis.plot(one["mean"], at, marker, color=colour, markersize=6 if marker == "D" else 4)
 
 
 def learning(runs: Mapping[str, Sequence[Records]]) -> Figure | None:

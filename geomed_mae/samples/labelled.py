@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 CLASS_BALANCED = 0.5
 """Share of crops that are centred near a pixel of a class chosen evenly among the image's classes."""
 MAX_POSITIONS = 100_000
-"""Labelled pixels of a class remembered per image; of more, every n-th."""
+"""Labelled pixels of a class remembered per image; of more, one of each of so many equal runs."""
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly (Weyl)."""
 PURPOSE_LABELLED = 2
 """Stream of `counter_rng`; 0 and 1 belong to pretraining's."""
 
@@ -91,8 +93,19 @@ def _example(row: Row, target: np.ndarray) -> _Example:
     flat = target.ravel()
     found = [np.flatnonzero(flat == number) for number in np.unique(flat) if number != IGNORE]
     counts = np.array([positions.size for positions in found], dtype=np.float64)
-    kept = tuple(positions[:: -(-positions.size // MAX_POSITIONS)] for positions in found)
+    kept = tuple(_thinned(positions) for positions in found)
     return _Example(row, target, kept, np.cumsum(counts / counts.sum()) if counts.size else counts)
+
+
+def _thinned(positions: np.ndarray) -> np.ndarray:
+    """Return at most MAX_POSITIONS of some pixel numbers, spread over all of them.
+
+    Not every n-th: of a raster that is 10,000 pixels wide every thousandth lies in one of ten columns.
+    """
+    if positions.size <= MAX_POSITIONS:
+        return positions
+    runs = np.arange(MAX_POSITIONS)
+    return positions[((runs + (runs * GOLDEN) % 1) * (positions.size / MAX_POSITIONS)).astype(np.int64)]
 
 
 class LabelledSteps(Dataset):

@@ -125,8 +125,11 @@ def draw_calibration(
     edges = np.arange(BINS) / BINS
     below.bar(edges, main[1][0] / max(main[1][0].sum(), 1), width=1 / BINS, align="edge", color="0.75", edgecolor="w")
     below.set(xlim=(0, 1), yscale="log")
+    # matplotlib writes powers of ten as formulas, which names must not become (`figure.plain_words`).
+    below.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    below.yaxis.set_minor_formatter(lambda *_: "")
     below.set_xlabel("probability that the model gives", fontsize=8.5)
-    below.set_ylabel(f"share of\n{what}", fontsize=7.5)
+    below.set_ylabel(what, fontsize=7.5)
     for one in (axis, below):
         one.tick_params(labelsize=7, length=2.5)
         one.spines[["top", "right"]].set_visible(False)

@@ -101,8 +101,9 @@ class ClassificationScores:
             raise ValueError(f"{target.tolist()} is no target of {size} classes (multi-label: {self.multi_label})")
         self._keys.append(key)
         self._groups.append(group)
-        # As in the file, so that scores that were stored and read again are the same to the digit.
-        self._chances.append(np.round(chances, DIGITS))
+        # Models answer in float32, which a file holds to the last bit: scores that were stored and read again are the
+        # same. Fewer digits would make ties of what a sure model tells apart, and AUROC counts a tie as half.
+        self._chances.append(chances.astype(np.float32).astype(np.float64))
         self._truth.append(truth.astype(np.int8))
         self._ranked = None
 
@@ -121,7 +122,9 @@ class ClassificationScores:
 
     @property
     def _first(self) -> int:
-        """First class whose AUROC counts: of two that exclude one another the second says it all."""
+        """First class whose AUROC and average precision count: of two that exclude one another the second is the one
+        that is looked for, as scikit-learn has it (the AUROC of the first is the same).
+        """
         return int(len(self.classes) == 2 and not self.multi_label)
 
     def class_score(self, number: int, indices: np.ndarray | None = None) -> float | None:
@@ -171,7 +174,7 @@ class ClassificationScores:
         named: dict[str, Callable[[np.ndarray | None], float | None]] = {
             "auroc": lambda counts: mean_known([ranking.auroc(counts) for ranking in self._rankings[self._first :]]),
             "average_precision": lambda counts: mean_known(
-                [ranking.average_precision(counts) for ranking in self._rankings]
+                [ranking.average_precision(counts) for ranking in self._rankings[self._first :]]
             ),
             "accuracy": of.accuracy,
             "balanced_accuracy": of.balanced_accuracy,
@@ -227,7 +230,7 @@ class ClassificationScores:
             {
                 "key": key,
                 "group": group,
-                "chances": dict(zip(self.classes, chances.tolist(), strict=True)),
+                "chances": dict(zip(self.classes, np.round(chances, DIGITS).tolist(), strict=True)),
                 "truth": {name: said.get(int(one), int(one)) for name, one in zip(self.classes, truth, strict=True)},
             }
             for key, group, chances, truth in zip(self._keys, self._groups, self._chances, self._truth, strict=True)

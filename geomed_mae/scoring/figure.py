@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,25 @@ from geomed_mae.errors import OutputError
 
 DPI = 150
 
-COLOURS = ("#e6550d", "#3182bd", "#31a354", "#756bb1", "#8c564b", "#fb9a99", "#b2df8a", "#9ecae1", "#bcbddc")
+COLOURS = (
+    *("#e6550d", "#3182bd", "#31a354", "#756bb1", "#8c564b", "#fb9a99", "#b2df8a", "#9ecae1", "#bcbddc"),
+    *("#637939", "#843c39", "#1f3b73", "#d9b38c", "#00664f", "#7f7f7f"),
+)
 """Of classes, in the order of their numbers without the first; they begin anew after the last."""
 
 
 def colour(number: int) -> str:
     """Return the colour of class `number`, 1 or higher."""
     return COLOURS[(number - 1) % len(COLOURS)]
+
+
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """Draw names as they are: classes are called by users, and "$" would start a formula, which may be none."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
 
 
 def figure(width: float, height: float) -> Any:

@@ -11,16 +11,22 @@ from geomed_mae.archives.index import Index
 from geomed_mae.scoring.calibration import histogram
 from geomed_mae.scoring.charts import draw_calibration, draw_confusion, draw_confusions
 from geomed_mae.scoring.classification import ClassificationScores
+from geomed_mae.scoring.figure import plain_words
 from geomed_mae.scoring.segmentation import SegmentationScores
 from geomed_mae.scoring.stored import Scores
 from geomed_mae.scoring.worst import Worst
 from geomed_mae.scoring.worst_pictures import draw_worst_classes, draw_worst_maps
 
-CONFUSION, CALIBRATION, WORST = "confusion.png", "calibration.png", "worst.png"
+CONFUSION, CALIBRATION, WORST = FILES = "confusion.png", "calibration.png", "worst.png"
+
+
+def drawn_before(folder: Path) -> list[Path]:
+    """Return the pictures of earlier evaluations in a folder and in those of a study's members; no other files."""
+    return sorted(path for name in FILES for path in folder.rglob(name)) if folder.is_dir() else []
 
 
 def draw_pictures(folder: Path, scores: Scores, index: Index, worst: Worst) -> list[str]:
-    """Draw all pictures that there is something for; return their names.
+    """Draw all pictures that there is something for, delete older ones of the others; return their names.
 
     Args:
         folder: where they go.
@@ -32,9 +38,12 @@ def draw_pictures(folder: Path, scores: Scores, index: Index, worst: Worst) -> l
         OutputError: a file cannot be written.
         ReadError: an image no longer decodes.
     """
-    if isinstance(scores, ClassificationScores):
-        return _of_classes(folder, scores, index, worst)
-    return _of_maps(folder, scores, index, worst)
+    draw = _of_classes if isinstance(scores, ClassificationScores) else _of_maps
+    with plain_words():
+        drawn = draw(folder, scores, index, worst)
+    for name in set(FILES) - set(drawn):
+        (folder / name).unlink(missing_ok=True)
+    return drawn
 
 
 def _of_maps(folder: Path, scores: SegmentationScores, index: Index, worst: Worst) -> list[str]:

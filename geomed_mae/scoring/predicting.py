@@ -1,4 +1,8 @@
-"""From a task model and labelled images to their scores: whole images, one at a time, in constant memory."""
+"""From a task model and labelled images to their scores: whole images, one after another.
+
+Beside the labels, which are in memory already, there is one band of probabilities, and of an image that gets surface
+distances or may be drawn its class map.
+"""
 
 from __future__ import annotations
 

@@ -26,10 +26,12 @@ KEY_DIGITS = 8
 """Digits of an image's key that name it in a picture."""
 CELL, GAP, LEFT, TOP, ABOVE, BELOW = 2.3, 0.08, 0.12, 0.7, 0.38, 0.12
 """Inches: widest cell, space between cells, margins left and at the top, room above a row, and below the last."""
+LINE_BELOW = 0.2
+"""Inches from one line of the legend to the next."""
 TALLEST = 1.3
 """Largest height of a cell over the widest width."""
-FILL, LINE, WRONG = 0.3, 1.1, 0.65
-"""Opacity of a class' area, width of its outline in points, and opacity of errors."""
+FILL, LINE, WRONG, LEGEND = 0.3, 1.1, 0.65, 7.5
+"""Opacity of a class' area, width of its outline in points, opacity of errors, and points of the legend's letters."""
 MISSED, INVENTED, MIXED_UP = "#ff1fc7", "#00c8c8", "#f0c800"
 """Colours of errors: foreground that was not found, foreground that is not there, one foreground class for another. No
 class has one of them."""
@@ -71,11 +73,13 @@ def draw_worst_maps(path: Path, cases: Sequence[Case], index: Index, classes: Se
     views = [_map_view(case, index) for case in cases]
     columns = max(len(view.pictures) for view in views) + 3
     sizes = [_cell(view) for view in views]
-    height = TOP + sum(tall + ABOVE for tall, _ in sizes) + BELOW
-    made = figure(2 * LEFT + columns * CELL + (columns - 1) * GAP, height)
+    width = 2 * LEFT + columns * CELL + (columns - 1) * GAP
+    legend = _legend(classes, width)
+    top = TOP + LINE_BELOW * legend[-1][1]
+    made = figure(width, top + sum(tall + ABOVE for tall, _ in sizes) + BELOW)
     text(made, LEFT, 0.12, "Worst cases: the images with the lowest mean foreground Dice", fontsize=10)
-    _legend(made, classes)
-    top = TOP
+    for left, line, ink, words in legend:
+        text(made, left, 0.45 + LINE_BELOW * line, words, fontsize=LEGEND, color=ink)
     for view, case, (tall, wide) in zip(views, cases, sizes, strict=True):
         name = f"image {case.row.key[:KEY_DIGITS]}  ·  mean foreground Dice {case.value:.3f}"
         text(made, LEFT, top + 0.08, "  ·  ".join(part for part in (name, view.place) if part), fontsize=7.5)
@@ -259,17 +263,22 @@ def _outlines(axis: Any, numbers: np.ndarray, classes: int) -> None:
             drawn.set(path_effects=[withStroke(linewidth=2 * LINE, foreground="black")])
 
 
-def _legend(made: Any, classes: Sequence[str]) -> None:
-    """Write what the colours mean, below the title."""
-    width, height = made.get_size_inches()
-    renderer = made.canvas.get_renderer()
-    left = LEFT
+def _legend(classes: Sequence[str], width: float) -> list[tuple[float, int, str, str]]:
+    """Return what the colours mean, in lines that fit a width in inches: (left in inches, line, colour, words)."""
+    ruler = figure(width, 1.0)
+    renderer = ruler.canvas.get_renderer()
+    found, left, line = [], LEFT, 0
     named = [(colour(number), name) for number, name in enumerate(classes)][1:]
     named += [(MISSED, "missed"), (INVENTED, "invented")] + ([(MIXED_UP, "mixed up")] if len(classes) > 2 else [])
     named.append(("0.3", "darker: not labelled"))
     for ink, name in named:
-        words = made.text(left / width, 1 - 0.45 / height, f"■ {name}", fontsize=7.5, color=ink, va="top")
-        left += words.get_window_extent(renderer).width / made.dpi + 0.18
+        words = f"■ {name}"
+        wide = ruler.text(0, 0, words, fontsize=LEGEND).get_window_extent(renderer).width / ruler.dpi
+        if left > LEFT and left + wide > width - LEFT:
+            left, line = LEFT, line + 1
+        found.append((left, line, ink, words))
+        left += wide + 0.18
+    return found
 
 
 def _plain(axis: Any) -> None:

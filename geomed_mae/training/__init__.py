@@ -16,11 +16,15 @@ plan         what a dry run tells
 run          the run folder: who may write to it, what is recorded
 events       TensorBoard event files without host names
 observers    watching a run: live panels, the live probe, what the report needs
-pictures     which channels, planes and grey values a panel shows
+pictures     from crops to the planes that a panel shows
 panels       pictures of reconstructions
 live_files   how live panels are called, and which are kept
+task, draws  the labelled images of a fine-tuning run and their parts; which groups and images are drawn
+downstream   the model that a fine-tuning run starts with, and that of its twin
+tuning, early                 one fine-tuning run; early stopping
+study, study_files, comparison    several seeds and twins; their folders; what they found
 probing      features against shares of classes: a ridge in closed form, for the verb `probe` and the live probe
-logistic, neighbours          features against classes of images; the nearest neighbours, for both
+logistic, knn                 features against classes of images; the nearest neighbours, for both
 probe_parts, probe_features   which images a probe learns from and is scored on; the encoder's features and its floors
 dense_probe, image_probe      the probe of label maps, and of classes of images
 probe_verdict                 the encoder against its best floor, and with few labels

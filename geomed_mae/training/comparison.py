@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from geomed_mae.archives.index import Row
+from geomed_mae.archives.index import Index, Row
 from geomed_mae.errors import ConfigError
 from geomed_mae.scoring.intervals import DIFFERENCE, SCORE, Estimate, Metric, check_same, resample
 from geomed_mae.scoring.stored import Scores
@@ -44,12 +44,18 @@ class Member:
     scores: Scores | None
 
 
-def unit_of(rows: Sequence[Row]) -> str:
-    """Return what groups of these images are called: scenes, patients, or images where each is a group of its own."""
+def unit_of(index: Index, rows: Sequence[Row]) -> str:
+    """Return what groups of these images are called: scenes, patients where all images name theirs, else images.
+
+    Pictures and NIfTI files name nobody: to call their groups patients would claim what is not known. Where some of
+    their images belong together (equal pixels), they are called groups.
+    """
     if all(row.geometry == "raster" for row in rows):
         return "scenes"
-    alone = len({row.group for row in rows}) == len(rows)
-    return "images" if alone and all(row.geometry == "plane" for row in rows) else "patients"
+    named = all(any(kind == "patient" for kind, _ in index.identity(row.key)) for row in rows)
+    if named:
+        return "patients"
+    return "images" if len({row.group for row in rows}) == len(rows) else "groups"
 
 
 def compare(members: Sequence[Member], unit: str) -> dict[str, Any]:
@@ -86,6 +92,8 @@ def compare(members: Sequence[Member], unit: str) -> dict[str, Any]:
         summary["dropped"] = dropped  # keys of the recipe that the twins have without effect
     if all(one.scores is not None for one in members):
         summary |= _scored(arms, summary["used"], unit)
+        if summary.get("outcome") == PAID:
+            summary["advice"] += _of_steps(arms[SCRATCH])
     return summary
 
 
@@ -253,6 +261,16 @@ def advice(gain: Estimate, outcome: str, unit: str) -> list[str]:
         few = f"A claim needs {LEAST_GROUPS} test {unit} or more (labels.test)."
         found.append(few if gain.groups < LEAST_GROUPS else f"More labelled test {unit} would narrow the interval.")
     return found
+
+
+def _of_steps(runs: Sequence[Member]) -> list[str]:
+    """Return what a gain does not rule out: that random weights catch up with more steps."""
+    steps = max(int(one.summary.get("steps") or 0) for one in runs)
+    best = [(one.summary.get("validation") or {}).get("step") for one in runs]
+    rising = sum(step is not None and step == one.summary.get("steps") for step, one in zip(best, runs, strict=True))
+    text = f"Random weights had {steps} steps at most: they may catch up in longer runs (train.steps)."
+    still = f" In {rising} of {len(runs)} of their runs the last validation was the best: they were still learning."
+    return [text + still * bool(rising)]
 
 
 def _why_none(gain: Estimate, unit: str) -> str:

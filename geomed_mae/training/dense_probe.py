@@ -18,7 +18,7 @@ from geomed_mae.readers import IGNORE
 from geomed_mae.scoring.intervals import bootstrap
 from geomed_mae.scoring.shares import FEWEST, ShareScores
 from geomed_mae.training.draws import Target, by_group, first_groups
-from geomed_mae.training.neighbours import nearest
+from geomed_mae.training.knn import nearest
 from geomed_mae.training.probe_features import Sources
 from geomed_mae.training.probe_parts import Parts
 from geomed_mae.training.probing import MIN_LABELLED, SEED, Patches, Ridge, fit_patches, patch_means

@@ -6,8 +6,10 @@ pixels) and the head's first weights, which are drawn under a seed of their own 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -16,11 +18,13 @@ from geomed_mae.archives.seen import PRETRAINING, Seen
 from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError
 from geomed_mae.heads import HeadSpec, default_head
+from geomed_mae.heads.losses import balanced_weights
 from geomed_mae.heads.task_model import TaskModel, TaskSpec
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.foreign.fixed import meet
+from geomed_mae.models.manifest import MANIFEST
 from geomed_mae.models.pretrained import PretrainedEncoder, read_out
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
@@ -79,6 +83,20 @@ def open_origin(recipe: Recipe, encoder: str, twin_of: str | None) -> Origin:
     changes = {"train.layer_decay": recipe.train.layer_decay != 1, "head.frozen_share": recipe.head.frozen_share > 0}
     dropped = tuple(name for name, changed in changes.items() if changed)
     return Origin(load_encoder(twin_of), True, as_twin(recipe), dropped)
+
+
+def identity_of(encoder: str) -> str:
+    """Return a hash of the encoder's weights, so that another encoder at the same place is not taken for it."""
+    if encoder == SCRATCH:
+        return SCRATCH
+    folder = Path(encoder)
+    folder = folder / "encoder" if (folder / "encoder" / MANIFEST).is_file() else folder
+    files = [folder / MANIFEST] if (folder / MANIFEST).is_file() else sorted(folder.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def as_twin(recipe: Recipe) -> Recipe:
@@ -142,9 +160,5 @@ def _head_spec(recipe: Recipe, task: Task, spec: ModelSpec, bucket: Bucket) -> H
     )
     if head.class_weights != "balanced":
         return plain
-    return replace(plain, class_weights=balanced_weights(task.class_counts()))
-
-
-def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
-    """Return the weight of each class by the inverse of how often it occurs (all above 0), 1 on average over labels."""
-    return tuple(sum(counts) / (len(counts) * count) for count in counts)
+    weights = balanced_weights((target for _, target in task.train), len(task.classes), multi_label=task.multi_label)
+    return replace(plain, class_weights=weights)

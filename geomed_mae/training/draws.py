@@ -71,7 +71,7 @@ def first_groups(groups: Mapping[str, frozenset[int]], count: int, seed: int) ->
     chosen: list[str] = []
     missing = frozenset().union(*groups.values())
     while waiting and len(chosen) < count:
-        name = next((name for name in waiting if groups[name] & missing), waiting[0])
+        name = next(name for name in waiting if groups[name] & missing) if missing else waiting[0]
         waiting.remove(name)
         chosen.append(name)
         missing -= groups[name]

@@ -15,8 +15,8 @@ from geomed_mae.scoring.classification import ClassificationScores
 from geomed_mae.scoring.intervals import bootstrap
 from geomed_mae.scoring.values import rounded
 from geomed_mae.training.draws import Target, first_images
+from geomed_mae.training.knn import nearest
 from geomed_mae.training.logistic import linear
-from geomed_mae.training.neighbours import nearest
 from geomed_mae.training.probe_features import Sources
 from geomed_mae.training.probe_parts import Parts
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from geomed_mae.errors import ConfigError
-from geomed_mae.scoring.intervals import Estimate, Scored, resample
+from geomed_mae.scoring.intervals import Bounds, Estimate, Scored, paired
 from geomed_mae.scoring.values import mean_known, rounded
 from geomed_mae.training.comparison import LEAST_GROUPS
 from geomed_mae.training.probe_features import CONVOLUTIONS, ENCODER, FLOOR, IMAGE_STATISTICS, PATCH_STATISTICS, RANDOM
 
+ANY: Bounds = (None, None)
+"""Bounds of a difference: R^2 has no least value."""
 DRAWS = 5
 """Draws of few labels, whose scores are averaged."""
 WORDS = {
@@ -48,7 +50,7 @@ def compare(found: Mapping[str, Standing], unit: str) -> dict[str, Any]:
         key=lambda name: -1e9 if (value := found[name].scores.headline()) is None else value,
     )
     values = [found[name].scores.headline() for name in (mine, floor)]
-    gain = between([(found[mine].scores, found[floor].scores)])
+    gain = paired([(found[mine].scores, found[floor].scores)], bounds=ANY)
     known = None not in values
     return {
         "encoder_read_out": mine,
@@ -59,13 +61,6 @@ def compare(found: Mapping[str, Standing], unit: str) -> dict[str, Any]:
     }
 
 
-def between(pairs: Sequence[tuple[Scored, Scored]]) -> Estimate:
-    """Return first minus second over the same images; one pair a draw of labels."""
-    first = pairs[0][0]
-    mine, floors = (resample([one.headline for one in side], first.groups) for side in zip(*pairs, strict=True))
-    return mine.minus(floors).estimate(first.metric)
-
-
 def sentence(gain: Estimate, values: Sequence[float | None], floor: str, unit: str) -> str:
     """Return in plain words whether the encoder is above its best floor."""
     rival = WORDS[next(name for name in WORDS if floor.startswith(name))]
@@ -73,8 +68,9 @@ def sentence(gain: Estimate, values: Sequence[float | None], floor: str, unit: s
         return f"Whether the encoder is above its floors cannot be told: {gain.metric} is not defined on the test part."
     scores = f"{values[0]:.3f} against {values[1]:.3f} ({gain.metric})"
     if gain.low is None or gain.high is None:
-        word = "1 group" if gain.groups == 1 else f"{gain.groups} groups"
-        return f"The encoder scores {scores} for the best floor, {rival}; {word} of test {unit} give no interval."
+        one = gain.groups == 1
+        few = f"{gain.groups} group{'' if one else 's'} of test {unit} give{'s' if one else ''} no interval"
+        return f"The encoder scores {scores} for the best floor, {rival}; {few}."
     interval = (
         f"difference {gain.mean:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f} over {gain.groups} {unit}"
     )
@@ -123,7 +119,7 @@ def curve(
                 "draws": DRAWS,
                 "scores": {name: rounded(value) for name, value in means.items()},
                 "best_floor": best,
-                "difference": between(list(zip(drawn[mine], drawn[best], strict=True))).to_json(),
+                "difference": paired(list(zip(drawn[mine], drawn[best], strict=True)), bounds=ANY).to_json(),
             }
         )
     return found

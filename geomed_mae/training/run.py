@@ -159,13 +159,13 @@ class RunFolder:
             out: the folder; it is made where it does not exist.
             recipe: what the run does.
             environment: see `describe_environment`.
-            archive: `fingerprint` and anything else about the archive that is no identifier.
+            archive: `fingerprint`, with fine-tuning the hash of the `encoder`, and anything else that is no identifier.
             resume: go on from the newest valid checkpoint; where there is no run yet, start one.
             overwrite: delete the run that is there.
 
         Raises:
             ConfigError: `out` holds a run and neither option is given, or holds something else.
-            IntegrityError: the run was made with another recipe or archive, or no checkpoint verifies.
+            IntegrityError: the run was made with another recipe, archive or encoder, or no checkpoint verifies.
             OutputError: the folder cannot be written, or another process writes to it.
         """
         if resume and overwrite:
@@ -240,6 +240,10 @@ class RunFolder:
             raise IntegrityError(
                 f"the run '{self.path}' was made from another archive ({before.get('images')} images, now "
                 f"{archive.get('images')}, or other pixels); resume with the same one, or start another run"
+            )
+        if "encoder" in before and before["encoder"] != archive.get("encoder"):
+            raise IntegrityError(
+                f"the run '{self.path}' was made from another encoder; resume with the same one, or start another run"
             )
         return newest_valid(self.checkpoints)
 

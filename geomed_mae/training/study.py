@@ -14,28 +14,30 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from geomed_mae.config import Recipe
-from geomed_mae.errors import ConfigError, IntegrityError, OutputError
-from geomed_mae.models.manifest import MANIFEST
+from geomed_mae.errors import ConfigError, GeomedError, IntegrityError, OutputError
 from geomed_mae.recipe_file import dump_recipe, load_recipe
+from geomed_mae.scoring.stored import FILE as SCORES
 from geomed_mae.scoring.stored import load_scores
 from geomed_mae.training.comparison import ARMS, PRETRAINED, SCRATCH, Member, compare, unit_of
 from geomed_mae.training.downstream import SCRATCH as RANDOM
-from geomed_mae.training.downstream import as_twin
+from geomed_mae.training.downstream import as_twin, identity_of
 from geomed_mae.training.run import LOCK, RECIPE, SUMMARY, is_run, science_differences, write_json
-from geomed_mae.training.study_files import STUDY, is_study, read_record
+from geomed_mae.training.study_files import STUDY, is_study, members, read_record
 from geomed_mae.training.task import Task
 
-REPORT, SCORES = "report.html", "scores.json"
+REPORT = "report.html"
 FILES = (RECIPE, STUDY, SUMMARY, REPORT, LOCK)
+ALIKE = ("validate_every", "patience")
+"""Keys of `train` that a run may change when it goes on and a study may not: they decide which weights are scored, and
+members that differ in them cannot be compared."""
 
 
 class Tune(Protocol):
@@ -54,6 +56,13 @@ class Tune(Protocol):
         overwrite: bool,
     ) -> dict[str, Any]:
         """Train and score; write the run folder."""
+
+
+class Check(Protocol):
+    """Refuses a run that cannot be done, and writes nothing: `training.tuning.ready`."""
+
+    def __call__(self, recipe: Recipe, task: Task, encoder: str, *, transductive: bool) -> Any:
+        """Open the encoder, draw the labels, look for leaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ def run_study(
     resume: bool,
     overwrite: bool,
     tune: Tune,
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Run all members that are not finished, compare them, write the study's summary and return it.
 
@@ -100,12 +110,13 @@ def run_study(
         resume: go on with a study; finished members are kept as they are. More seeds than before are added.
         overwrite: delete the study that is there.
         tune: makes one member.
+        check: is asked about the members of every seed before anything is written or deleted.
 
     Raises:
         ConfigError: there is nothing to compare, or `out` holds something already.
         IntegrityError: the study was made with another recipe, encoder or archive.
         OutputError: the folder cannot be written, or another process writes to it.
-        as `tune` raises; what is finished stays, and `resume` goes on.
+        as `check` and `tune` raise; what is finished stays, and `resume` goes on.
     """
     out = Path(out)
     plan = _plan(recipe, task, encoder, twin)
@@ -113,10 +124,17 @@ def run_study(
         "arms": [arm for arm in ARMS if any(one.arm == arm for one in plan)],
         "seeds": sorted({one.seed for one in plan}),
         "fingerprint": task.fingerprint,
-        "encoder": _identity(encoder),
+        "encoder": identity_of(encoder),
         "transductive": transductive,
     }
-    with _opened(out, recipe, record, resume=resume, overwrite=overwrite):
+
+    def checked() -> None:
+        # The labels of a later seed may lack a class: hours of the seeds before would be for nothing. Twins share them.
+        for one in plan:
+            if check is not None and one.twin_of is None:
+                check(one.recipe, task, one.encoder, transductive=transductive)
+
+    with _opened(out, recipe, record, checked, resume=resume, overwrite=overwrite):
         for one in plan:
             if not _is_finished(out, one):
                 tune(
@@ -130,7 +148,7 @@ def run_study(
                     overwrite=False,
                 )
         found = [_member(out, one, scored=bool(task.test)) for one in plan]
-        summary = compare(found, unit_of([row for row, _ in task.test or task.train]))
+        summary = compare(found, unit_of(task.index, [row for row, _ in task.test or task.train]))
         write_json(out / SUMMARY, summary)
     return {"run": str(out), **summary}
 
@@ -157,8 +175,10 @@ def _plan(recipe: Recipe, task: Task, encoder: str, twin: bool) -> list[Planned]
 
 
 @contextlib.contextmanager
-def _opened(out: Path, recipe: Recipe, record: dict[str, Any], *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Make or open the study folder and keep other processes out of it."""
+def _opened(
+    out: Path, recipe: Recipe, record: dict[str, Any], checked: Callable[[], None], *, resume: bool, overwrite: bool
+) -> Iterator[None]:
+    """Make or open the study folder and keep other processes out of it; `checked` is called before anything changes."""
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude one another")
     present = is_study(out)
@@ -166,14 +186,15 @@ def _opened(out: Path, recipe: Recipe, record: dict[str, Any], *, resume: bool, 
         raise ConfigError(f"'{out}' already holds a study; continue it with --resume or replace it with --overwrite")
     if not present:
         _check_unused(out)
+    elif resume:
+        _check_same(out, recipe, record)
+    checked()
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
             _lock(stack.enter_context((out / LOCK).open("a")), out)
             if present and overwrite:
                 _clear(out)
-            elif present:
-                _check_same(out, recipe, record)
             (out / SUMMARY).unlink(missing_ok=True)
             # Whoever finds the mark of a study finds the recipe too.
             (out / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
@@ -182,7 +203,12 @@ def _opened(out: Path, recipe: Recipe, record: dict[str, Any], *, resume: bool, 
             raise
         except OSError as error:
             raise OutputError(f"the study folder '{out}' cannot be written: {error.strerror or error}") from error
-        yield
+        try:
+            yield
+        except GeomedError:
+            if not members(out):
+                _clear(out)  # nothing has begun: the next try needs neither --resume nor --overwrite
+            raise
 
 
 def _check_unused(out: Path) -> None:
@@ -220,9 +246,13 @@ def _check_same(out: Path, recipe: Recipe, record: dict[str, Any]) -> None:
     """Refuse to go on with another recipe, other data, another encoder, or fewer members than there are."""
     before = read_record(out)
     try:
-        differences = science_differences(load_recipe(out / RECIPE), recipe)
+        old = load_recipe(out / RECIPE)
     except ConfigError as error:
         raise IntegrityError(f"the study '{out}' is damaged ({error}); start again with --overwrite") from error
+    differences = science_differences(old, recipe)
+    for name in ALIKE:
+        if (then := getattr(old.train, name)) != (now := getattr(recipe.train, name)):
+            differences.append(f"train.{name}: {then} -> {now}")
     same = "resume with the same one, or start another study"
     if differences:
         raise IntegrityError(f"the study '{out}' was made with another recipe ({'; '.join(differences)}); {same}")
@@ -264,17 +294,3 @@ def _member(out: Path, one: Planned, *, scored: bool) -> Member:
         raise IntegrityError(f"{SUMMARY} of '{folder}' is damaged ({error}); delete the folder and resume") from error
     scores = load_scores(folder / SCORES) if scored else None
     return Member(one.arm, one.seed, one.folder, summary, scores)
-
-
-def _identity(encoder: str) -> str:
-    """Return a hash of the encoder's weights, so that another encoder at the same place is not taken for it."""
-    if encoder == RANDOM:
-        return RANDOM
-    folder = Path(encoder)
-    folder = folder / "encoder" if (folder / "encoder" / MANIFEST).is_file() else folder
-    files = [folder / MANIFEST] if (folder / MANIFEST).is_file() else sorted(folder.glob("*.safetensors"))
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

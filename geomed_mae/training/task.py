@@ -191,6 +191,27 @@ def refuse_missing_classes(task: Task) -> None:
     )
 
 
+def refuse_unscorable(task: Task, part: str) -> None:
+    """Refuse a part over which the headline score is undefined, whatever is predicted; an empty one passes.
+
+    Raises:
+        ConfigError: naming what the part lacks, and the way out.
+    """
+    targets = [target for _, target in (task.validation if part == VALIDATION else task.test)]
+    if task.kind == "segment":
+        fine, lacks = any((target > 0).any() for target in targets), f"any class but '{task.classes[0]}'"
+    elif task.multi_label:
+        fine, lacks = any((target == 1).any() for target in targets), "an image in which a class is present"
+    else:
+        fine, lacks = len({int(target) for target in targets}) > 1, "a second class, which AUROC needs"
+    if targets and not fine:
+        more = ", draw more labels (labels.shots, labels.fraction)" if task.drawn and part == VALIDATION else ""
+        raise ConfigError(
+            f"the {part} part of {len(targets)} images cannot be scored: it lacks {lacks}; hold out more "
+            f"(labels.{part}){more}, label more, or set another labels.split_seed"
+        )
+
+
 # -------------------------------------------------------------------------------------------------- reading
 
 
@@ -245,7 +266,7 @@ def _parts(
     elif labels.block_px is not None:
         parts, unit = _by_block(targets, labels), "block"
     else:
-        _refuse_one_group(targets, labels)
+        _refuse_one_group(targets, recipe.head.task)
         train, test = _without_share(targets, labels.test, labels.split_seed, multi_label)
         parts, unit = {TRAIN: train, VALIDATION: (), TEST: test}, "group"
     if recipe.train.validate_every is None:
@@ -282,11 +303,25 @@ def _by_block(targets: Sequence[Target], labels: LabelConfig) -> dict[str, Any]:
             "labels.block_px parts scenes into blocks to train on and blocks to score; early stopping needs whole "
             "scenes: set labels.validation=0 and leave train.validate_every out"
         )
+    if labels.test > 0.5:
+        raise ConfigError(
+            f"labels.test={labels.test:g} with labels.block_px: blocks are parted like the fields of a checkerboard, "
+            "of which labels.test=0.5 at most can be scored"
+        )
     train, test = [], []
     for row, target in targets:
         held = block_split(target.shape, labels.block_px, labels.test, labels.split_seed)
-        train.append((row, np.where(held, np.int16(IGNORE), target)))
-        test.append((row, np.where(held, target, np.int16(IGNORE))))
+        for side, hidden in ((train, held), (test, ~held)):
+            known = np.where(hidden, np.int16(IGNORE), target)
+            if (known != IGNORE).any():
+                side.append((row, known))
+    if not train or not test:
+        largest = " x ".join(map(str, max(target.shape for _, target in targets)))
+        raise ConfigError(
+            f"blocks of labels.block_px={labels.block_px} leave nothing to {'score' if train else 'train on'}: all "
+            f"that is labelled, in images of up to {largest} pixels, is in one part; use smaller blocks or another "
+            "labels.split_seed"
+        )
     return {TRAIN: tuple(train), VALIDATION: (), TEST: tuple(test)}
 
 
@@ -322,12 +357,13 @@ def _without_share(
     return rest, tuple(target for target in targets if target[0].group in held)
 
 
-def _refuse_one_group(targets: Sequence[Target], labels: LabelConfig) -> None:
+def _refuse_one_group(targets: Sequence[Target], kind: str) -> None:
     groups = {row.group for row, _ in targets}
     if len(groups) < 2:
+        blocks = "set labels.block_px to split one raster scene by blocks, " if kind == "segment" else ""
         raise ConfigError(
-            f"{len(targets)} labelled images of {len(groups)} patient or scene cannot be split; add images, set "
-            "labels.block_px to split one raster scene by blocks, or set labels.test=0 to train without a score"
+            f"{len(targets)} labelled images of {len(groups)} patient or scene cannot be split; add images of others, "
+            f"{blocks}or set labels.test=0 to train without a score"
         )
 
 

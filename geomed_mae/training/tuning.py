@@ -17,6 +17,7 @@ from torch import Tensor
 from geomed_mae.archives.description import describe_archive
 from geomed_mae.archives.index import Row
 from geomed_mae.archives.leakage import check_parts
+from geomed_mae.archives.parts import VALIDATION
 from geomed_mae.archives.seen import TRAINING, Seen
 from geomed_mae.config import Recipe
 from geomed_mae.errors import ConfigError
@@ -28,14 +29,14 @@ from geomed_mae.scoring.predicting import score_targets
 from geomed_mae.scoring.stored import FILE as SCORES
 from geomed_mae.scoring.stored import save_scores
 from geomed_mae.training.distributed import Ranks
-from geomed_mae.training.downstream import Origin, build_task_model, open_origin
+from geomed_mae.training.downstream import Origin, build_task_model, identity_of, open_origin
 from geomed_mae.training.draws import Target
 from geomed_mae.training.early import EarlyStopping
 from geomed_mae.training.learner import Learner
 from geomed_mae.training.loop import Progress, fit, pick_device
 from geomed_mae.training.observers import ARCHIVE
 from geomed_mae.training.run import RunFolder, describe_environment, write_json
-from geomed_mae.training.task import Task, few, refuse_missing_classes
+from geomed_mae.training.task import Task, few, refuse_missing_classes, refuse_unscorable
 
 STEPS = {"segment": LabelledSteps, "classify": ClassifiedSteps}
 
@@ -70,26 +71,21 @@ def tune(
     """
     if not Ranks.from_environment().alone:
         raise ConfigError("finetune runs in one process; start it without torchrun")
-    origin = open_origin(recipe, encoder, twin_of)
-    recipe, task = origin.recipe, few(task, recipe.labels, recipe.train.seed)
-    refuse_missing_classes(task)
-    leakage = check_parts(
-        task.index,
-        _rows(task.test),
-        _rows(task.train),
-        _rows(task.validation),
-        seen=origin.seen,
-        unit=task.unit,
-        buffer_m=recipe.labels.buffer_m,
-        transductive=transductive,
-    )
-    train = recipe.train
+    origin, task, leakage = ready(recipe, task, encoder, twin_of=twin_of, transductive=transductive)
+    recipe, train = origin.recipe, origin.recipe.train
     steps = STEPS[task.kind](task.index, task.train, recipe.data, seed=train.seed, batch_size=train.batch_size)
     model = build_task_model(origin, task, steps.bucket, _rows(task.train))
+    for row in _rows((*task.validation, *task.test)):
+        model.check(row)  # now, and not after the last step
     device = pick_device(train.device)
     model.to(device)
     fingerprint = hashlib.sha256(f"{task.fingerprint}{model.contract.to_json()}".encode()).hexdigest()
-    archive = {"fingerprint": fingerprint, "images": len(task.index), **task.counts}
+    archive = {
+        "fingerprint": fingerprint,
+        "encoder": identity_of(encoder),
+        "images": len(task.index),
+        **task.counts,
+    }
     environment = describe_environment(device, train.precision)
     with RunFolder(
         Path(out), recipe, environment=environment, archive=archive, resume=resume, overwrite=overwrite
@@ -103,6 +99,34 @@ def tune(
             {**_summary(done, task, origin), "validation": validation, "test": test, **leakage},
         )
     return {"run": str(out), "model": str(Path(out) / FOLDER), **summary}
+
+
+def ready(
+    recipe: Recipe, task: Task, encoder: str, *, twin_of: str | None = None, transductive: bool = False
+) -> tuple[Origin, Task, dict[str, Any]]:
+    """Open the encoder, draw the few labels and look for leaks: what can be refused before a run begins.
+
+    Returns:
+        what the run starts from, the task with the labels that it uses, and the record of `check_parts`.
+
+    Raises:
+        as `tune`.
+    """
+    origin = open_origin(recipe, encoder, twin_of)
+    task = few(task, recipe.labels, recipe.train.seed)
+    refuse_missing_classes(task)
+    refuse_unscorable(task, VALIDATION)
+    leakage = check_parts(
+        task.index,
+        _rows(task.test),
+        _rows(task.train),
+        _rows(task.validation),
+        seen=origin.seen,
+        unit=task.unit,
+        buffer_m=recipe.labels.buffer_m,
+        transductive=transductive,
+    )
+    return origin, task, leakage
 
 
 def _train(

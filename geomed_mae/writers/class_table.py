@@ -33,7 +33,7 @@ def write(
     """Write one row an image; return the names of the files.
 
     Args:
-        folder: where the tables go; tables of the same name are replaced.
+        folder: where the tables go; older ones are replaced, or deleted where there is no new one.
         keys: opaque keys, one a row.
         classes: names of the classes.
         chances: probabilities (rows, classes).
@@ -51,5 +51,6 @@ def write(
         rows.writerow(columns)
         rows.writerows(zip(*columns.values(), strict=True))
     if all(footprint is None for footprint in footprints):
+        (folder / PARQUET).unlink(missing_ok=True)  # of other images
         return [CSV]
     return [CSV, write_columns(folder / PARQUET, columns, footprints, {}).name]

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from geomed_mae.archives import labels
 from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.label_pairs import stem_of
 from geomed_mae.archives.label_values import block_split, class_numbers
@@ -42,6 +43,14 @@ def test_by_name(tmp_path):
         "label_files_without_image": 0,
         "other_files": 0,
     }
+
+
+def test_labels_that_do_not_fit_into_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    index, _ = scenes(tmp_path)
+    monkeypatch.setattr(labels, "read_labels_guarded", lambda *_: pytest.fail("a label file was read"))
+    monkeypatch.setattr(labels, "PIXEL_BYTES", 2**60)
+    with pytest.raises(ConfigError, match=r"the labels of 2 images take [0-9]+ GiB .* this machine has [0-9]+ GiB"):
+        match_labels(index, tmp_path / "labels")
 
 
 def test_by_place_where_names_differ(tmp_path):

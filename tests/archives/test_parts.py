@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -37,6 +38,22 @@ def test_parts_are_those_of_the_scan_under_one_name_each(folder):
 def test_only_images_that_are_asked_for_have_a_part(folder):
     index = open_archive([folder])
     assert set(stored_parts([folder], index.subset(index.rows[:2]))) == {row.key for row in index.rows[:2]}
+
+
+def test_images_of_a_further_part_are_in_none(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "named")
+    (tmp_path / "named" / FILE).write_text((folder / FILE).read_text().replace('"val"', '"later"'))
+    parts = stored_parts([tmp_path / "named"], open_archive([tmp_path / "named"]))
+    assert sorted(parts.values()) == ["test", "train"]
+
+
+def test_a_stored_split_that_is_not_used_is_mentioned(folder, caplog):
+    index = open_archive([folder])
+    with caplog.at_level(logging.WARNING):
+        stored_parts([folder.parent / "images"], index)
+        assert not caplog.messages
+        stored_parts([folder, folder.parent / "images"], index)
+    assert "none is used and parts are drawn anew" in caplog.text
 
 
 def test_without_a_split_everywhere_there_are_no_parts(folder, tmp_path):

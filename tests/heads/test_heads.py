@@ -116,6 +116,7 @@ def test_a_head_of_another_task_names_those_of_this_one(name, task, message):
         ({"task": "regress"}, "head.task 'regress' is none of segment, classify"),
         ({"loss": "dice_ce", "task": "classify"}, "'dice_ce' does not fit head.task classify, which has auto, cross_"),
         ({"multi_label": True}, "several classes a pixel cannot be trained on"),
+        ({"classes": tuple(map(str, range(256)))}, "has 256 names, and a class map holds 255"),
         ({"class_weights": (1.0, 2.0)}, r"has 2 numbers for 3 classes \(background, anterior, posterior\)"),
         ({"class_weights": (1.0, -2.0, 0.0)}, "must be 0 or more"),
         ({"class_weights": (0.0, 0.0, 0.0)}, "not all of them 0"),

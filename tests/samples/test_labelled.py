@@ -13,6 +13,7 @@ from geomed_mae.archives.labels import match_labels
 from geomed_mae.config import DataConfig
 from geomed_mae.errors import ConfigError
 from geomed_mae.readers import IGNORE
+from geomed_mae.samples import labelled
 from geomed_mae.samples.labelled import LabelledSteps, draw_labelled_start
 from geomed_mae.samples.loader import load_steps
 from tests.make_data import write_geotiff
@@ -53,6 +54,17 @@ def test_a_batch_is_a_function_of_its_step_with_any_number_of_workers(archive):
         assert torch.equal(a.images.raw, b.images.raw) and torch.equal(a.target, b.target)
     assert not torch.equal(here[0].images.raw, here[1].images.raw)
     assert torch.equal(made[2].target, here[2].target)
+
+
+def test_the_pixels_that_are_remembered_of_a_large_class_lie_in_all_columns():
+    width, height = 1000, 2000
+    kept = labelled._thinned(np.arange(height * width))
+    assert kept.size == labelled.MAX_POSITIONS == np.unique(kept).size and kept[-1] < height * width
+    for coordinates, size in ((kept % width, width), (kept // width, height)):
+        share = np.bincount(coordinates * 50 // size, minlength=50) / kept.size
+        assert share.min() > 0.018 and share.max() < 0.022, "a fiftieth of the pixels in each fiftieth of the raster"
+    few = np.arange(7)
+    assert labelled._thinned(few) is few
 
 
 def test_a_rare_class_is_in_many_crops(archive):

@@ -15,7 +15,16 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from geomed_mae.scoring import intervals
 from geomed_mae.scoring.classification import ClassificationScores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Fewer resamples: intervals have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "ROUNDS", 60)
+        yield
 
 
 def single(classes: int, seed: int = 0, images: int = 40):
@@ -52,6 +61,7 @@ def test_two_classes_agree_with_scikit_learn():
     assert summary["confusion"] == confusion_matrix(truth, said).tolist()
     one = summary["classes"]["c1"]
     assert one["average_precision"] == pytest.approx(average_precision_score(truth, chances[:, 1]), abs=1e-6)
+    assert summary["average_precision"] == one["average_precision"], "of two classes, that of the one looked for"
     assert one["f1"] == pytest.approx(f1_score(truth, said), abs=1e-6)
     assert (one["images_true"], one["images_false"], one["images_unknown"]) == (truth.sum(), 40 - truth.sum(), 0)
 
@@ -66,6 +76,16 @@ def test_several_classes_agree_with_scikit_learn():
     )
     assert summary["brier"] == pytest.approx(((chances - np.eye(4)[truth]) ** 2).sum(1).mean(), abs=1e-5)
     assert summary["confusion"] == confusion_matrix(truth, chances.argmax(1)).tolist()
+
+
+def test_a_model_that_is_nearly_sure_of_everything_is_still_ranked_and_comes_back_from_its_file():
+    chances = np.array([1e-9, 3e-8, 2e-7, 4e-7], np.float32)
+    scores = ClassificationScores(["a", "b"])
+    for number, (chance, truth) in enumerate(zip(chances, (0, 1, 0, 1), strict=True)):
+        scores.add_image(f"k{number}", f"p{number}", np.array([1 - chance, chance]), truth)
+    assert scores.headline() == pytest.approx(roc_auc_score([0, 1, 0, 1], chances)) == 0.75
+    again = ClassificationScores.from_json(json.loads(json.dumps(scores.to_json())))
+    assert (again.chances == scores.chances).all() and again.headline() == 0.75
 
 
 def test_unknown_entries_of_several_labels_count_nowhere():

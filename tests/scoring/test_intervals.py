@@ -11,7 +11,7 @@ from scipy import stats
 
 from geomed_mae.errors import IntegrityError
 from geomed_mae.scoring import intervals
-from geomed_mae.scoring.intervals import Interval, bootstrap, bootstrap_mean, over_seeds, paired, resample
+from geomed_mae.scoring.intervals import Interval, bootstrap, bootstrap_mean, paired, resample
 
 
 @dataclass
@@ -136,7 +136,7 @@ def arms(rng, seeds: int = 3, patients: int = 15, gain: float = 0.05) -> list[tu
 def test_pairing_takes_out_what_is_hard_for_both():
     pairs = arms(np.random.default_rng(0))
     found = paired(pairs)
-    alone = over_seeds([pretrained for pretrained, _ in pairs])
+    alone = resample([pretrained.headline for pretrained, _ in pairs], pairs[0][0].groups).estimate("")
     assert found.low > 0 and found.high - found.low < 0.4 * (alone.high - alone.low)
     assert found.mean == pytest.approx(np.mean([a.values.mean() - b.values.mean() for a, b in pairs]))
     assert found.per_seed == pytest.approx([a.values.mean() - b.values.mean() for a, b in pairs])
@@ -173,6 +173,16 @@ def test_counting_seeds_too_never_makes_an_interval_shorter():
 def test_the_same_seed_gives_the_same_interval_to_the_last_digit():
     pairs = arms(np.random.default_rng(0))
     assert paired(pairs, seed=1).to_json() == paired(pairs, seed=1).to_json() != paired(pairs, seed=2).to_json()
+
+
+def test_however_many_groups_are_drawn_at_once_the_interval_is_the_same(monkeypatch):
+    values = list(np.random.default_rng(0).uniform(size=31))
+    expected = bootstrap_mean(values, names(31), 4)
+    monkeypatch.setattr(intervals, "AT_ONCE", 31 * 7)
+    assert bootstrap_mean(values, names(31), 4) == expected
+    assert max(some.size for some in intervals._draws(31, 4)) == 31 * 7
+    members = intervals._members(["a", "b", "a", "c", "b", "a"])
+    assert intervals._joined(members)(np.array([2, 0, 0, 1])).tolist() == [3, 0, 2, 5, 0, 2, 5, 1, 4]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -15,8 +16,19 @@ from geomed_mae.image import Channel, Image, RasterGeometry, VolumeGeometry
 from geomed_mae.readers import IGNORE
 from geomed_mae.scoring.calibration import histogram
 from geomed_mae.scoring.charts import draw_calibration, draw_confusion, draw_confusions
+from geomed_mae.scoring.classification import ClassificationScores
+from geomed_mae.scoring.figure import plain_words
+from geomed_mae.scoring.pictures import draw_pictures
 from geomed_mae.scoring.worst import SIDE, Case, Worst, map_case
-from geomed_mae.scoring.worst_pictures import INVENTED, MISSED, _map_view, _marked, draw_worst_classes, draw_worst_maps
+from geomed_mae.scoring.worst_pictures import (
+    INVENTED,
+    MISSED,
+    _legend,
+    _map_view,
+    _marked,
+    draw_worst_classes,
+    draw_worst_maps,
+)
 from tests.scoring.rows import made_row
 
 S2 = (("B02", 490.0), ("B03", 560.0), ("B04", 665.0), ("B08", 842.0), ("B12", 2190.0))
@@ -87,6 +99,16 @@ def test_errors_have_the_colours_of_the_legend_and_what_is_not_labelled_is_darke
     np.testing.assert_array_equal(_marked("B04/B03/B02", base, view), base)
 
 
+def test_the_legend_has_as_many_lines_as_its_names_need():
+    few = _legend(("background", "water"), 8.0)
+    assert [line for _, line, _, _ in few] == [0] * 4 and few[0][3] == "■ water"
+    names = ("background", *(f"a class of vegetation, number {number}" for number in range(12)))
+    many = _legend(names, 8.0)
+    assert len(many) == 12 + 4 and many[-1][1] > 1 and max(left for left, *_ in many) < 7.0
+    assert all(one[0] < other[0] for one, other in itertools.pairwise(many) if one[1] == other[1])
+    assert len({ink for *_, ink, _ in many}) == len(many), "no two have the same colour"
+
+
 def test_a_volume_is_shown_at_its_worst_slice_in_the_radiological_convention():
     index, row = volume()
     truth, found = np.zeros((6, 20, 30), np.int16), np.zeros((6, 20, 30), np.uint8)
@@ -123,3 +145,30 @@ def test_all_pictures_are_written_whole_and_the_same_each_time(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"the picture 'confusion\.png' cannot be written"):
         draw_confusion(tmp_path / "file" / "confusion.png", counts, ("a", "b"), "pixels")
+
+
+def test_shares_of_a_logarithmic_axis_are_no_formulas(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("geomed_mae.scoring.charts.save", lambda made, path: kept.append(made) or path)
+    said = np.r_[np.full(2000, 0.9), 0.1]
+    with plain_words():
+        draw_calibration(tmp_path / "c.png", ("all", histogram(said, np.ones(2001))), [], "pixels")
+        kept[0].canvas.draw()
+    words = [label.get_text() for axis in kept[0].axes for label in axis.get_yticklabels(which="both")]
+    assert "1 %" in words and not any("$" in word for word in words)
+
+
+def test_classes_are_named_as_they_are_and_pictures_of_older_scores_go(tmp_path):
+    """matplotlib takes what stands between two "$" for a formula, and stops where it is none."""
+    scores = ClassificationScores([r"5$\no", r"\formula$"])
+    for number in range(4):
+        scores.add_image(f"k{number}", f"p{number}", np.array([0.25 * number, 1 - 0.25 * number]), number % 2)
+    for name in ("worst.png", "mine.png"):
+        (tmp_path / name).write_text("")
+    assert draw_pictures(tmp_path, scores, scene()[0], Worst(1)) == ["confusion.png", "calibration.png"]
+    names = [r"\no$5", r"$\frac{$"]
+    with plain_words():
+        draw_confusion(tmp_path / "other.png", np.eye(2), names, "images")
+    assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "calibration.png", "mine.png", "other.png"}
+    with pytest.raises(ValueError, match="frac"):
+        draw_confusion(tmp_path / "other.png", np.eye(2), names, "images")

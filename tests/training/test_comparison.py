@@ -147,6 +147,7 @@ def test_the_summary_of_a_study_has_both_arms_their_difference_and_what_was_used
     assert gain["mean"] == pytest.approx(arms["pretrained"]["mean"] - arms["scratch"]["mean"], abs=1e-5)
     assert gain["low"] < gain["mean"] < gain["high"] and (gain["groups"], gain["seeds"]) == (20, 3)
     assert summary["outcome"] == "paid" and summary["used"]["few"]["shots"] == 4
+    assert any("Random weights had 400 steps at most: they may catch up" in line for line in summary["advice"])
     assert [line["seed"] for line in summary["runs"]] == [0, 0, 1, 1, 2, 2]
     assert summary["leakage"]["compared_with"]["pretraining"] == 67 and "transductive" not in summary
 
@@ -190,8 +191,13 @@ def test_arms_over_other_seeds_or_other_images_are_not_compared(tmp_path):
         compare([*found[0::2], *other[1::2]], "patients")
 
 
-def test_what_a_group_is_called_goes_by_the_images():
-    assert unit_of([row(0, "raster"), row(1, "raster")]) == "scenes"
-    assert unit_of([row(0, "volume"), row(1, "volume")]) == "patients"
-    assert unit_of([row(0, "plane"), row(1, "plane")]) == "images"
-    assert unit_of([row(0, "plane", "g"), row(1, "plane", "g")]) == "patients"
+def test_groups_are_called_patients_only_where_all_images_name_theirs():
+    class Named:
+        def identity(self, key):
+            return (("series", "1"), ("patient", key)) if key == row(0, "plane").key else (("file", key),)
+
+    index = Named()
+    assert unit_of(index, [row(0, "raster"), row(1, "raster")]) == "scenes"
+    assert unit_of(index, [row(0, "volume")]) == unit_of(index, [row(0, "plane")]) == "patients"
+    assert unit_of(index, [row(0, "volume"), row(1, "volume")]) == "images"
+    assert unit_of(index, [row(1, "plane", "g"), row(2, "plane", "g")]) == "groups"

@@ -9,8 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from geomed_mae.training import logistic
+from geomed_mae.training.knn import TEMPERATURE, nearest
 from geomed_mae.training.logistic import DEFAULT_STRENGTH, linear
-from geomed_mae.training.neighbours import TEMPERATURE, nearest
 
 RNG = np.random.default_rng(6)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from geomed_mae.errors import ConfigError, IntegrityError, OutputError
+from geomed_mae.errors import ConfigError, IntegrityError, LeakageError, OutputError
 from geomed_mae.export import export
 from geomed_mae.recipe_file import load_recipe
 from geomed_mae.scoring import intervals
@@ -98,6 +98,7 @@ def test_resume_with_fewer_members_is_refused(tmp_path, encoder):
     ("change", "message"),
     [
         ({"given": recipe(seeds=2, lr=0.5)}, r"another recipe \(train.lr: 0.001 -> 0.5\)"),
+        ({"given": recipe(seeds=2, patience=3)}, r"another recipe \(train.patience: None -> 3\)"),
         ({"task": FakeTask(6, fingerprint="other")}, "other images, labels or parts"),
         ({"transductive": True}, "started without --transductive"),
     ],
@@ -151,6 +152,36 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path, encoder):
     study(tmp_path / "out", encoder)
     with pytest.raises(ConfigError, match="holds a single run"):
         study(tmp_path / "out/pretrained/seed-0", encoder, overwrite=True)
+
+
+def test_what_any_seed_would_be_refused_for_is_said_before_anything_is_written_or_deleted(tmp_path, encoder):
+    asked = []
+
+    def check(given, task, start, *, transductive) -> None:
+        asked.append((given.train.seed, start))
+        if given.train.seed == 1 and not transductive:
+            raise LeakageError("seen")
+
+    with pytest.raises(LeakageError):
+        study(tmp_path / "out", encoder, check=check)
+    assert asked == [(0, encoder), (1, encoder)] and not (tmp_path / "out").exists()
+    study(tmp_path / "out", encoder, check=check, transductive=True)
+    before = sorted(tmp_path.glob("out/*/*/summary.json"))
+    with pytest.raises(LeakageError):
+        study(tmp_path / "out", encoder, check=check, overwrite=True)
+    assert sorted(tmp_path.glob("out/*/*/summary.json")) == before and len(before) == 4
+    with pytest.raises(IntegrityError, match="started with --transductive"):
+        study(tmp_path / "out", encoder, check=check, resume=True)
+
+
+def test_a_study_of_which_no_member_could_begin_is_not_in_the_way(tmp_path, encoder):
+    def refused(*_: object, **__: object) -> dict:
+        raise ConfigError("no such head")
+
+    with pytest.raises(ConfigError, match="no such head"):
+        study(tmp_path / "out", encoder, refused)
+    assert not is_study(tmp_path / "out")
+    study(tmp_path / "out", encoder, given=recipe(seeds=1))
 
 
 def test_a_twin_needs_an_encoder_and_images_to_score(tmp_path, encoder):

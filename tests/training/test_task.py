@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,8 @@ from geomed_mae.errors import ConfigError
 from geomed_mae.readers import IGNORE
 from geomed_mae.recipe_file import build_recipe
 from geomed_mae.scan import scan
-from geomed_mae.training.downstream import as_twin, balanced_weights
-from geomed_mae.training.task import few, prepare, refuse_missing_classes
+from geomed_mae.training.downstream import as_twin
+from geomed_mae.training.task import few, prepare, refuse_missing_classes, refuse_unscorable
 from tests.make_pictures import write_png
 from tests.scenes import WATER_RECIPE, labelled_scenes
 
@@ -117,6 +119,23 @@ def test_held_out_blocks_are_unknown_in_training_and_nothing_else_is(folder):
     np.testing.assert_array_equal(np.where(train == IGNORE, test, train), whole.train[0][1])
 
 
+@pytest.mark.parametrize(("seed", "missing"), [(0, "train on"), (1, "score")])
+def test_blocks_larger_than_the_scene_are_refused(folder, seed, missing):
+    given = recipe(labels={"test": 0.5, "block_px": 64, "split_seed": seed})
+    with pytest.raises(ConfigError, match=f"block_px=64 leave nothing to {missing}.* 64 x 64 pixels.*smaller blocks"):
+        prepare(given, [folder / "scenes/images/0.tif"], folder / "scenes/labels")
+
+
+def test_an_only_image_cannot_be_parted_and_blocks_are_advised_for_label_maps_alone(folder, tmp_path):
+    (tmp_path / "one.csv").write_text("image,class\n00.png,opaque\n")
+    with pytest.raises(
+        ConfigError, match=r"1 patient or scene cannot be split; add images of others, or set labels.te"
+    ):
+        prepare(xrays(), [folder / "xindex"], tmp_path / "one.csv")
+    with pytest.raises(ConfigError, match=r"add images of others, set labels\.block_px"):
+        prepare(recipe(), [folder / "scenes/images/0.tif"], folder / "scenes/labels")
+
+
 def test_few_scenes_are_nested_and_leave_the_test_part_alone(folder):
     task = scenes(folder, recipe(labels={"test": 0.3}))
     drawn = {count: few(task, recipe(labels={"shots": count}).labels, 3) for count in (1, 4, 7)}
@@ -177,6 +196,7 @@ def test_several_labels_an_image_are_read_and_drawn(folder):
             "plain",
             "early stopping needs whole scenes: set labels.validation=0",
         ),
+        ({"labels": {"block_px": 16, "test": 0.75}}, "plain", "labels.test=0.5 at most can be scored"),
         ({"labels": {"ignore": [0, 1]}}, "plain", "none of the 10 labelled images has a label that is known"),
     ],
 )
@@ -223,15 +243,28 @@ def test_a_class_without_any_label_is_named(folder):
         refuse_missing_classes(scenes(folder, given))
 
 
+def test_a_part_that_cannot_be_scored_whatever_is_predicted_is_refused(folder):
+    task = prepare(xrays(), [folder / "xindex"], folder / "single.csv")
+    refuse_unscorable(task, "test")
+    refuse_unscorable(task, "validation")
+    with pytest.raises(
+        ConfigError, match=r"validation part of 1 images .* lacks a second class.*\(labels.validation\)"
+    ):
+        refuse_unscorable(replace(task, validation=task.train[:1]), "validation")
+    several = prepare(xrays(multi=True), [folder / "xindex"], folder / "multi.csv")
+    nothing = tuple((row, np.zeros_like(target)) for row, target in several.test)
+    with pytest.raises(ConfigError, match="lacks an image in which a class is present"):
+        refuse_unscorable(replace(several, test=nothing), "test")
+    maps = scenes(folder, recipe())
+    refuse_unscorable(maps, "test")
+    dry = tuple((row, np.where(target > 0, IGNORE, target)) for row, target in maps.test)
+    with pytest.raises(ConfigError, match="test part of 5 images cannot be scored: it lacks any class but 'land'"):
+        refuse_unscorable(replace(maps, test=dry), "test")
+
+
 def test_blocks_of_images_with_a_class_are_refused(folder):
     with pytest.raises(ConfigError, match="labels.block_px splits label maps"):
         prepare(xrays(block_px=16), [folder / "xindex"], folder / "single.csv")
-
-
-def test_balanced_weights_go_by_the_inverse_of_how_often_a_class_occurs():
-    weights = balanced_weights([90, 9, 1])
-    # What scikit-learn's compute_class_weight gives for "balanced": samples / (classes * count).
-    assert weights == pytest.approx((100 / 270, 100 / 27, 100 / 3))
 
 
 def test_a_twin_keeps_everything_but_what_protects_pretrained_weights():
