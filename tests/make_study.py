@@ -74,7 +74,7 @@ class FakeTask:
     patients: int = 20
     geometry: str = "volume"
     fingerprint: str = "data"
-    index: Patients = Patients()
+    index: Patients = field(default_factory=Patients)
     train: tuple = ()
     test: tuple = ()
 
