@@ -11,7 +11,7 @@ from torch import nn
 
 from geomed_mae.models.masking import valid_tokens
 from geomed_mae.models.patches import patchify
-from geomed_mae.probe import PERCENTILES
+from geomed_mae.training.probe_features import PERCENTILES
 
 FILTERS, SIZE = 64, 5
 """Of the random convolutions: number, and edge in pixels."""
