@@ -28,4 +28,4 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("GEOMED_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("real test images are not there: set GEOMED_TEST_DATA to a folder laid out as data_cards/ describe")
-    return folder
+    return folder.resolve()  # the folder may be a link, and sources name files where they are
