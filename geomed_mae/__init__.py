@@ -8,10 +8,12 @@ The map of the package (nouns are folders, verbs are files; imports go from late
                                         the ground: exceptions, registries, recipes and their files, the frozen Image
     modalities/                         MEANING of pixels, one YAML each
     readers/                            FORMAT, one file or folder each; the only place that opens image files
-    archives/                           index, ledger, keyed identities, statistics, splits, data cards
+    archives/                           index, ledger, keyed identities, statistics, splits, labels, data cards; what models
+                                        have seen, leakage
     samples/   models/                  crops and batches; the channel-flexible masked autoencoder
-    heads/                              classify, segment
-    training/                           the one loop, optimiser, checkpoints, run folders, metrics, panels
+    heads/                              linear, attentive, convolutional, unetr; whole images from windows
+    scoring/                            scores of predictions, their intervals and pictures
+    training/                           the one loop, optimiser, checkpoints, run folders; fine-tuning, twins, probes
     writers/   exporters/   reporting/  one file per output format; one file per target; report.html
     scan inspect pretrain finetune evaluate probe predict embed reconstruct export report doctor demo
                                         the verbs, which cli.py offers as commands
