@@ -8,8 +8,8 @@ The map of the package (nouns are folders, verbs are files; imports go from late
                                         the ground: exceptions, registries, recipes and their files, the frozen Image
     modalities/                         MEANING of pixels, one YAML each
     readers/                            FORMAT, one file or folder each; the only place that opens image files
-    archives/                           index, ledger, keyed identities, statistics, splits, labels, data cards; what models
-                                        have seen, leakage
+    archives/                           index, ledger, keyed identities, statistics, splits, labels, data cards,
+                                        leakage (what models have seen)
     samples/   models/                  crops and batches; the channel-flexible masked autoencoder
     heads/                              linear, attentive, convolutional, unetr; whole images from windows
     scoring/                            scores of predictions, their intervals and pictures
