@@ -13,6 +13,7 @@ from typing import Any
 EXTRAS = {
     "rasterio": "geo",
     "pydicom": "med",
+    "highdicom": "med",
     "nibabel": "med",
     "openjpeg": "med",
     "rle": "med",
@@ -20,6 +21,10 @@ EXTRAS = {
     "gdcm": "med",
     "albumentations": "train",
     "monai": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "pystac": "export",
 }
 """Importable name -> extra that installs it."""
 
