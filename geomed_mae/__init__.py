@@ -15,8 +15,9 @@ The map of the package (nouns are folders, verbs are files; imports go from late
     scoring/                            scores of predictions, their intervals and pictures
     training/                           the one loop, optimiser, checkpoints, run folders; fine-tuning, twins, probes
     writers/   exporters/   reporting/  one file per output format; one file per target; report.html
+    outputs/                            whole archives through a model: blocks, going on after a kill, several processes
     scan inspect pretrain finetune evaluate probe predict embed reconstruct export report doctor demo
-                                        the verbs, which cli.py offers as commands
+                                        the verbs, which cli/ offers as commands
 
 The names below are the public Python interface; everything else may move.
 """

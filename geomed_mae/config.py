@@ -223,6 +223,21 @@ class TrainConfig(Section):
         return self
 
 
+CODE_CATEGORIES = (
+    "tissue",
+    "anatomical structure",
+    "morphologically abnormal structure",
+    "body substance",
+    "physical object",
+    "substance",
+    "function",
+    "spatial and relational concept",
+)
+"""Kinds of things that a segment can be (DICOM PS3.16, CID 7150)."""
+CODE_LENGTHS = {"scheme": 16, "value": 16, "meaning": 64}
+"""What a code consists of, and how long each part may be (DICOM PS3.5, value representations SH and LO)."""
+
+
 class HeadConfig(Section):
     """The downstream task: what is asked, by which head, with which loss."""
 
@@ -252,6 +267,24 @@ class HeadConfig(Section):
     the training labels."""
     label_smoothing: float = science(0.0, ge=0.0, lt=1.0)
     """Share of the target that cross entropy spreads over all classes."""
+    codes: dict[str, dict[Literal["scheme", "value", "meaning", "category"], str]] | None = run(None)
+    """Class name -> what DICOM SEG calls it, for example {scheme: SCT, value: "10200004", meaning: Liver}; category is
+    tissue, anatomical structure, morphologically abnormal structure, body substance, physical object, substance ...
+    (tissue where not given). Classes that are not listed are looked up by name among the standard's own terms."""
+
+    @model_validator(mode="after")
+    def _codes_are_codes_of_classes(self) -> HeadConfig:
+        for name, code in (self.codes or {}).items():
+            if name not in self.classes:
+                raise ValueError(f"codes: '{name}' is none of the classes {', '.join(self.classes)}")
+            for part, longest in CODE_LENGTHS.items():
+                if not 0 < len(code.get(part, "").strip()) <= longest or "\\" in code[part]:
+                    raise ValueError(
+                        f"codes.{name}: {part} is 1 to {longest} characters without a backslash, not {code.get(part)!r}"
+                    )
+            if code.get("category", "tissue") not in CODE_CATEGORIES:
+                raise ValueError(f"codes.{name}: category '{code['category']}' is none of {', '.join(CODE_CATEGORIES)}")
+        return self
 
 
 def _is_whole(key: Any) -> bool:

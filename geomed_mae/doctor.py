@@ -25,6 +25,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "pystac": "export",
+    "transformers": "export",
 }
 """Importable name -> extra that installs it."""
 

@@ -3,6 +3,9 @@
 Outputs are named by the image's opaque key, because file names can name patients. `predictions.jsonl` says which map
 has which key, size and place; with an INDEX as input, its private table leads from a key to the files. A run that
 classifies writes no maps but `predictions.csv`, a row an image (see `writers.class_table`).
+
+A scene of any size is answered block by block, and memory does not grow with it. A `predict` that was killed goes on
+where it was when it is started again (see `outputs.work`), and several processes under torchrun share the work.
 """
 
 from __future__ import annotations
@@ -13,24 +16,28 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from geomed_mae.archives.build import Progress, keep_apart, open_archive
-from geomed_mae.archives.index import Index, Row
-from geomed_mae.errors import ConfigError, OutputError
-from geomed_mae.heads.task_model import TaskModel, load_task_model
-from geomed_mae.heads.windows import class_map, image_chances
-from geomed_mae.image import Geometry, RasterGeometry, VolumeGeometry
+from geomed_mae.archives.build import Progress, is_index, keep_apart, open_archive
+from geomed_mae.archives.index import Row
+from geomed_mae.errors import ConfigError
+from geomed_mae.heads.task_model import load_task_model
+from geomed_mae.outputs import failures
+from geomed_mae.outputs.classifying import Classifying
+from geomed_mae.outputs.formats import check_formats, form_of
+from geomed_mae.outputs.rounds import Segmenting
+from geomed_mae.outputs.work import NAME_HEX, TABLE, Work
+from geomed_mae.readers.child import close_children
 from geomed_mae.scoring.decisions import decide
-from geomed_mae.training.loop import pick_device
+from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.study_files import refuse_study
-from geomed_mae.writers import AUTO, NODATA, UNAVAILABLE, class_table, writer
+from geomed_mae.writers import class_table, complete_file
 
-NAME_HEX = 16
-"""Digits of the key that name a file: 64 bits, ample within one folder."""
-TABLE = "predictions.jsonl"
-GRIDS = {"cog": ("raster",), "nifti": ("volume", "plane")}
-"""Geometries that a format can represent."""
+__all__ = ["NAME_HEX", "TABLE", "predict"]
+
+TIMEOUT_S = 6 * 3600
+"""How long a process waits for the others, which may be busy with a large image."""
+AGAIN = "What is finished is kept: start all processes again, they go on from there"
+ALL_BAD = 1.0
+"""Share of broken files of a raw archive that predict puts up with: each is told, the others are predicted."""
 
 
 def predict(
@@ -40,130 +47,186 @@ def predict(
     *,
     format: str = "auto",
     split: str | None = None,
+    probabilities: bool = False,
+    batch: int = 8,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a class map for every image of the archive, or a table of their classes; return what was written.
 
+    The same call again goes on after an interruption: what was computed by the same model, from the same pixels, with
+    the same settings is taken over, anything else is discarded.
+
     Args:
         run: fine-tuning run.
-        archive_paths: raw files and folders, or an INDEX.
+        archive_paths: raw files and folders, or an INDEX; several processes need an INDEX.
         out_dir: folder for the maps and `predictions.jsonl`; maps of the same name are replaced.
-        format: "cog", "nifti", or "auto": COG for rasters and NIfTI for everything else.
+        format: "cog", "nifti", "dicom-seg", or "auto": COG for rasters and NIfTI for everything else.
         split: part of the stored split of each INDEX that alone is used.
-        progress: shows how many images are done.
+        probabilities: also write the probability of every class; a table has them anyway.
+        batch: windows computed at a time.
+        overwrite: compute everything anew.
+        progress: shows how many batches of windows, or images to classify, are done.
 
     Returns:
         `out`, counts, and per image its key, its (first) input file, the map and pixels per class; or the names of
-        `tables`, and per image its classes and their probabilities.
+        `tables`, and per image its classes and their probabilities. `resumed` and `discarded` where there was
+        half-finished work; `failed` where images could not be read, with their reasons. Empty in processes other than
+        the first.
 
     Raises:
         ConfigError: no finished run, no image that the model is made for, or a format that cannot hold the geometry.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written; what is finished is kept.
     """
-    if format in UNAVAILABLE:
-        raise ConfigError(UNAVAILABLE[format])
     refuse_study(run, "predict")
     model, _ = load_task_model(run)
     classifies = model.spec.head.task == "classify"
-    if classifies and format != "auto":
-        raise ConfigError(f"this run classifies images and writes a table: leave --format {format} out")
+    if classifies and (format != "auto" or probabilities):
+        raise ConfigError("this run classifies images and writes a table: leave --format and --probabilities out")
+    if batch < 1:
+        raise ConfigError(f"--batch is {batch}; it must be 1 or more")
     keep_apart(out_dir, archive_paths)
-    index = open_archive(archive_paths, [model.spec.modality], part=split)
-    rows = [row for row in index.rows if row.modality == model.spec.modality]
-    if not rows:
+    ranks = Ranks.from_environment()
+    if not ranks.alone and not all(is_index(Path(path)) for path in archive_paths):
         raise ConfigError(
-            f"the archive holds no image of modality '{model.spec.modality}', which the model is made for"
+            f"{ranks.world} processes need an INDEX, which each of them opens; make one first: geomed-mae scan "
+            "ARCHIVE... --out INDEX, then give it as --archive INDEX"
         )
-    forms = [] if classifies else [_form(format, row) for row in rows]
-    for row in rows:
-        model.check(row)
-    model.to(pick_device("auto"))
-    out = Path(out_dir)
-    if classifies:
-        shown = rows if progress is None else progress(rows, "predict", len(rows))
-        found = _classify(model, index, shown, out)
-        return {"out": os.fspath(out_dir), "images_of_other_modalities": len(index.rows) - len(rows), **found}
-    work = list(zip(rows, forms, strict=True))
-    shown = work if progress is None else progress(work, "predict", len(work))
-    lines = [_predict_one(model, index, row, out, form) for row, form in shown]
-    try:
-        with (out / TABLE).open("w", encoding="utf-8") as table:
-            table.writelines(json.dumps(line) + "\n" for line in lines)
-    except OSError as error:
-        raise OutputError(f"{TABLE} cannot be written: {error.strerror or error}") from error
-    return {
-        "out": os.fspath(out_dir),
-        "images": len(lines),
-        "images_of_other_modalities": len(index.rows) - len(rows),
-        "predictions": [
-            {
-                "key": line["key"],
-                # For the person at the terminal; no file that is written names an input.
-                "input": str(index.paths(line["key"])[0]),
-                "output": str(out / line["file"]),
-                "pixels": line["pixels"],
-            }
-            for line in lines
-        ],
-    }
+    device = ranks.device("auto")
+    with ranks.joined(device, TIMEOUT_S, again=AGAIN), Work(out_dir) as work:
+        index = open_archive(archive_paths, [model.spec.modality], part=split, max_bad=ALL_BAD, salt=work.salt)
+        close_children()  # one that has scanned a large scene holds on to memory
+        ranks.check_same(index.fingerprint, "the processes see different archives; give all of them the same INDEX")
+        rows = [row for row in index.rows if row.modality == model.spec.modality]
+        if not rows:
+            raise ConfigError(
+                f"the archive holds no image of modality '{model.spec.modality}', which the model is made for"
+            )
+        forms = ["" if classifies else form_of(format, row) for row in rows]
+        if not classifies:
+            check_formats(forms, index, rows, probabilities=probabilities)
+        for row in rows:
+            model.check(row)
+        raw = not all(is_index(Path(path)) for path in archive_paths)
+        ranks.first_does(lambda: work.begin(keep_salt=raw, overwrite=overwrite))
+        how = {
+            "model": model.to(device).eval(),
+            "digest": model.digest,
+            "index": index,
+            "work": work,
+            "ranks": ranks,
+            "batch": batch,
+        }
+        broken = failures.refused(index, archive_paths, work.salt)
+        shown = progress if ranks.first else None
+        if classifies:
+            found = _classify(Classifying(**how), rows, overwrite, broken, shown)
+        else:
+            found = _segment(Segmenting(**how, chances=probabilities), rows, forms, overwrite, broken, shown)
+        ranks.first_does(work.clear)
+    if not ranks.first:
+        return {}
+    return {"out": os.fspath(out_dir), "images_of_other_modalities": len(index.rows) - len(rows), **found}
 
 
-def _classify(model: TaskModel, index: Index, rows: Iterable[Row], out: Path) -> dict[str, Any]:
+def _segment(
+    task: Segmenting,
+    rows: Sequence[Row],
+    forms: Sequence[str],
+    overwrite: bool,
+    broken: dict[str, tuple[Path, failures.Failure]],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Write the maps and their table; return what is said of them."""
+    jobs = [task.job(row, form) for row, form in zip(rows, forms, strict=True)]
+    wanted = {job.row.key: job.done for job in jobs}
+
+    def begin() -> dict[str, Any]:
+        finished = {} if overwrite else task.work.finished(wanted)
+        half = {job.row.key: job for job in jobs if job.row.key not in finished}
+        discarded = task.work.keep_only(
+            {key: job.fingerprint for key, job in half.items()}, {key: len(job.blocks) for key, job in half.items()}
+        )
+        blocks = sum(len(job.blocks) - len(task.todo(job)) for job in half.values())
+        return {"finished": finished, "resumed": {"images": len(finished), "blocks": blocks}, "discarded": discarded}
+
+    before = task.ranks.first_does(begin)
+    task.lines |= before["finished"]
+    left = [job for job in jobs if job.row.key not in before["finished"]]
+    _run(task.run(left), task.count(left), progress)
+    keys = [row.key for row in rows]
+    lines = [task.lines[key] if key in task.lines else failures.line(key, task.failed[key]) for key in keys]
+    lines += [failures.line(key, failure) for key, (_, failure) in broken.items()]
+    task.ranks.first_does(lambda: _write_table(task.work.out, lines))
+    predictions = [
+        {
+            "key": line["key"],
+            # For the person at the terminal; no file that is written names an input.
+            "input": str(task.index.paths(line["key"])[0]),
+            "output": str(task.work.out / line["file"]),
+            "pixels": line["pixels"],
+        }
+        for line in lines
+        if "file" in line
+    ]
+    return {"images": len(predictions), "predictions": predictions, **_told(task, before, broken)}
+
+
+def _classify(
+    task: Classifying,
+    rows: Sequence[Row],
+    overwrite: bool,
+    broken: dict[str, tuple[Path, failures.Failure]],
+    progress: Progress | None,
+) -> dict[str, Any]:
     """Write the tables of a run that classifies; return what is said of them."""
-    kept, found = [], []
-    for row in rows:
-        found.append(image_chances(model, index, row))
-        kept.append(row)
-    chances = np.stack(found)
+    wanted = {row.key: task.fingerprint(row) for row in rows}
+
+    def begin() -> dict[str, Any]:
+        finished = {} if overwrite else task.work.finished(wanted)
+        chances = {key: line["chances"] for key, line in finished.items() if "chances" in line}
+        return {"finished": chances, "resumed": {"images": len(chances), "blocks": 0}, "discarded": 0}
+
+    before = task.ranks.first_does(begin)
+    task.chances |= before["finished"]
+    left = [row for row in rows if row.key not in before["finished"]]
+    _run(task.run(left), len(left[task.ranks.rank :: task.ranks.world]), progress)
+    kept = [row for row in rows if row.key in task.chances]
+    model, chances = task.model, task.of(kept)
     decided = decide(chances, multi_label=model.spec.head.multi_label)
     said = [[name for name, yes in zip(model.classes, line, strict=True) if yes] for line in decided]
     keys, footprints = [row.key for row in kept], [row.footprint for row in kept]
-    tables = class_table.write(out, keys, model.classes, chances, said, footprints)
+    tables = task.ranks.first_does(
+        lambda: class_table.write(task.work.out, keys, model.classes, chances, said, footprints)
+    )
     predictions = [
         {
             "key": key,
             # For the person at the terminal; no file that is written names an input.
-            "input": str(index.paths(key)[0]),
+            "input": str(task.index.paths(key)[0]),
             "classes": names,
             "chances": {name: round(float(chance), 6) for name, chance in zip(model.classes, line, strict=True)},
         }
         for key, names, line in zip(keys, said, chances, strict=True)
     ]
-    return {"images": len(kept), "tables": tables, "predictions": predictions}
+    return {"images": len(kept), "tables": tables, "predictions": predictions, **_told(task, before, broken)}
 
 
-def _form(wanted: str, row: Row) -> str:
-    form = AUTO[row.geometry] if wanted == "auto" else wanted
-    if row.geometry not in GRIDS.get(form, (row.geometry,)):
-        raise ConfigError(f"--format {form} cannot hold a {row.geometry}; use --format auto")
-    return form
+def _run(steps: Iterable[None], total: int, progress: Progress | None) -> None:
+    """Do the work, which `steps` does as it is taken."""
+    for _ in steps if progress is None else progress(steps, "predict", total):
+        pass
 
 
-def _predict_one(model: TaskModel, index: Index, row: Row, out: Path, form: str) -> dict[str, Any]:
-    """Write one map band by band; return its line of the table."""
-    made = writer(form)
-    path = out / f"{row.key[:NAME_HEX]}{made.SUFFIX}"
-    # One pixel gives the geometry of the whole: a window at the origin shares the image's.
-    geometry = index.read(row.key, tuple(slice(0, 1) for _ in row.shape)).geometry
-    counts = np.zeros(NODATA + 1, dtype=np.int64)
-    with made.stream(path, row.shape, geometry, model.classes) as target:
-        for band in class_map(model, index, row):
-            target.put(band)
-            counts += np.bincount(band.ravel(), minlength=NODATA + 1)
-    pixels = {name: int(counts[number]) for number, name in enumerate(model.classes)}
-    return {
-        "key": row.key,
-        "file": path.name,
-        "shape": list(row.shape),
-        "geometry": _described(geometry),
-        "classes": list(model.classes),
-        "pixels": {**pixels, "invalid": int(counts[NODATA])},
-    }
+def _told(
+    task: Segmenting | Classifying, before: dict[str, Any], broken: dict[str, tuple[Path, failures.Failure]]
+) -> dict[str, Any]:
+    """Return what is said of earlier work and of what failed, where there is anything to say."""
+    resumed = {"resumed": before["resumed"]} if any(before["resumed"].values()) else {}
+    discarded = {"discarded": before["discarded"]} if before["discarded"] else {}
+    return {**resumed, **discarded, **failures.told(task.index, task.failed, broken)}
 
 
-def _described(geometry: Geometry) -> dict[str, Any]:
-    if isinstance(geometry, RasterGeometry):
-        return {"crs": geometry.crs, "transform": list(geometry.transform)}
-    if isinstance(geometry, VolumeGeometry):
-        return {"affine_lps_mm": geometry.affine.tolist()}
-    return {"spacing_mm": geometry.spacing}
+def _write_table(out: Path, lines: Sequence[dict[str, Any]]) -> None:
+    with complete_file(out / TABLE) as path, path.open("w", encoding="utf-8") as table:
+        table.writelines(json.dumps(line) + "\n" for line in lines)

@@ -21,18 +21,18 @@ MAX_POSITIONAL = 6  # self included
 
 OWNERS = {
     "rasterio": ("readers/geotiff", "readers/vector", "writers/cog"),
-    "pydicom": ("readers/dicom",),
+    "pydicom": ("readers/dicom", "writers/dicom"),
     "nibabel": ("readers/nifti", "writers/nifti"),
     "highdicom": ("writers/dicom",),
     "distributed": ("archives/workers",),
-    "PIL": ("readers/picture", "archives/pictures", "archives/views"),
+    "PIL": ("readers/picture", "archives/pictures", "archives/views", "writers/token_preview"),
     "pyogrio": ("readers/vector",),
     "scipy": ("readers/", "scoring/"),
-    "click": ("cli",),
+    "click": ("cli/",),
 }
 OPENERS = {
-    "rio.open": ("readers/geotiff/open", "writers/cog"),
-    "rasterio.open": ("readers/geotiff/open", "writers/cog"),
+    "rio.open": ("readers/geotiff/open", "writers/cog_rows"),
+    "rasterio.open": ("readers/geotiff/open", "writers/cog_rows"),
     "JpegImageFile": ("readers/picture/jpeg",),
     "PngImageFile": ("readers/picture/png",),
     "pyogrio.read_info": ("readers/vector/file",),
@@ -68,6 +68,8 @@ NEVER_CALLED = {
     *("nibabel.load", "nib.load", "pyogrio.read_dataframe", "sitk.ReadImage", "rasterio.vrt.WarpedVRT", "WarpedVRT"),
 }
 """Code from data, or decoders that choose a format, follow a path and hold no limit."""
+OWN_FORMATS = {"exporters/torchgeo": ("torch.save", "torch.load")}
+"""Exporters whose target's format is torch's own; what is loaded there was written a moment before."""
 NEVER_IMPORTED = {
     *("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "zipfile", "tarfile", "ftplib", "urllib"),
     *("http", "requests", "httpx", "aiohttp", "fsspec", "socket", "xmlrpc", "webbrowser", "boto3"),
@@ -146,7 +148,7 @@ def test_a_module_fits_its_limits_and_says_what_it_is(path):
     for function in functions(path):
         where = f"{path.name}:{function.lineno} {function.name}"
         assert function.end_lineno - function.lineno < MAX_FUNCTION_LINES, where
-        if name(path) != "cli":
+        if not name(path).startswith("cli/"):  # a command has an argument for each of its options
             assert len(function.args.args) <= MAX_POSITIONAL, where
         arguments = [*function.args.args, *function.args.kwonlyargs]
         assert all(arg.annotation for arg in arguments if arg.arg not in ("self", "cls")), where
@@ -154,7 +156,7 @@ def test_a_module_fits_its_limits_and_says_what_it_is(path):
     for node in ast.walk(tree(path)):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"bare except at line {node.lineno}"
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
-            assert name(path) == "cli", f"print at line {node.lineno}"
+            assert name(path).startswith("cli/"), f"print at line {node.lineno}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -175,7 +177,10 @@ def test_nothing_executes_what_it_reads(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in NEVER_CALLED, called
+            assert called not in NEVER_CALLED or called in OWN_FORMATS.get(name(path), ()), called
+            assert called != "torch.load" or any(
+                k.arg == "weights_only" and k.value.value is True for k in node.keywords
+            )
             assert not any(k.arg in ("allow_pickle", "shell") and getattr(k.value, "value", 0) for k in node.keywords)
 
 

@@ -3,27 +3,40 @@
 DICOM: every text attribute of the standard, private ones, dates, UIDs, items of sequences and functional groups, values
 that make a library warn. GeoTIFF: the baseline text tags, GDAL's metadata, band descriptions. Pictures: text chunks,
 comments, EXIF. NIfTI: the free text of the header. Scenes: their metadata. Structure sets and segmentations have a run
-of their own in test_finetune_dicom.
+of their own in test_finetune_dicom. What predict, embed and export write is unpacked and searched, file by file.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pydicom
 import pytest
+from click.testing import CliRunner
+from PIL import Image as PictureFile
 from pydicom import config
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.identity import keyed
 from geomed_mae.archives.index import Index
+from geomed_mae.archives.seen import Seen
+from geomed_mae.cli import main
+from geomed_mae.export import MARKER
+from geomed_mae.heads.task_model import save_task_model
+from geomed_mae.plugins import plugin_names
 from tests import make_data, make_dicom, make_scenes
+from tests.heads.given import task_model
 
 PRIVATE = ("locations.parquet", "salt", "journal", "seen.json")
 """Files of an index, and of a run's folder private, that are documented as private (mode 0600)."""
@@ -350,3 +363,144 @@ def test_no_text_of_a_geotiff_reaches_a_run(others, tmp_path):
     )
     said |= public_bytes(tmp_path / "run")
     assert leaking(said, tokens) == {}
+
+
+# ---------------------------------------------------------------------------------- predict, embed, export: every file
+
+PATHS = {"ZqPATHKANARIENVOGEL", "DOE_JANE", "ZqFILEKANARIENVOGEL", "KANARIENVOGEL"}
+"""Parts of the inputs' paths, which the terminal of their user may show; files may not."""
+IMAGES = {"landsat7": (32, 32), "mr": (4, 16, 16)}
+SEG_MAY_HOLD = {
+    *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyInstanceUID", "StudyID"),
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
+    *("FrameOfReferenceUID", "PositionReferenceIndicator", "ReferencedSOPInstanceUID"),
+}
+"""What a DICOM Segmentation takes from its source because the standard demands it (types 1 and 2, references)."""
+
+
+def opened(path: Path) -> dict[str, bytes]:
+    """Return what a file holds once it is unpacked, by name; parts that are numbers say so in their name."""
+    data = path.read_bytes()
+    if path.name.endswith(".nii.gz"):
+        data = gzip.decompress(data)
+        return {path.name: data[:352], f"{path.name}{NUMBERS}": data[352:]}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            names = "\n".join(packed.namelist()).encode()
+            parts = {f"{path.name}/{name}{NUMBERS}": packed.read(name) for name in packed.namelist()}
+            return {path.name: names, **parts}
+    if path.suffix == ".png":
+        with PictureFile.open(path) as picture:
+            return {path.name: str(picture.info).encode()}
+    if path.suffix == ".dcm":
+        return {path.name: without_subject(path)}
+    binary = path.suffix in (".tif", ".onnx", ".safetensors", ".parquet")
+    return {f"{path.name}{NUMBERS}" if binary else path.name: data}
+
+
+def without_subject(path: Path) -> bytes:
+    """Return the text of a DICOM object without what the standard demands of patient, study and source."""
+    made = pydicom.dcmread(path)
+    assert made.PatientID, "it is filed with its patient"
+    for item in [made, *(inner.value for inner in made.iterall() if inner.VR == "SQ")]:
+        for one in item if isinstance(item, Sequence) else [item]:
+            for element in list(one):
+                # References name series too, by the UID of the series.
+                if element.keyword in SEG_MAY_HOLD or (one is not made and element.keyword == "SeriesInstanceUID"):
+                    del one[element.tag]
+    del made.PixelData
+    return str(made).encode()
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Return the unpacked contents of every file below a folder, and the files' names."""
+    said = public_bytes(folder)
+    said = {name: content for name, content in said.items() if name == "names" or name.endswith((".json", ".parquet"))}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            said |= {f"{path.relative_to(folder)}: {name}": content for name, content in opened(path).items()}
+    return said
+
+
+def homes(tmp_path: Path) -> list[bytes]:
+    """Folders of this machine that a library may write into what it makes."""
+    return [os.fsencode(path) for path in (Path(__file__).resolve().parents[1], sys.prefix, tmp_path)]
+
+
+def demand_silence(said: dict[str, bytes], tokens: set[str], tmp_path: Path) -> None:
+    """Demand that no canary and no folder of this machine is in what was written."""
+    assert leaking(said, tokens) == {}
+    found = {name: [home for home in homes(tmp_path) if home in content] for name, content in said.items()}
+    assert {name: hits for name, hits in found.items() if hits} == {}
+
+
+def told(*words: object) -> bytes:
+    """Run the command line here, on an archive that holds broken files: 3 says that some were not used."""
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code in (0, 3), done.output[-2000:]
+    return done.output.encode()
+
+
+@pytest.fixture(scope="module")
+def canaries(archive, others, tmp_path_factory):
+    """Archives with canaries and models for them, by modality: (images, canaries, run with random weights)."""
+    made = {}
+    for modality, (root, tokens) in {"mr": archive, "landsat7": (others[0] / "landsat7", others[1])}.items():
+        index = open_archive([root], [modality], max_bad=1.0)
+        model = task_model(index, "linear", "segment", crop=IMAGES[modality])
+        run_folder = tmp_path_factory.mktemp(modality) / "run"
+        save_task_model(run_folder, model, Seen.of(index, index.rows, what="training"))
+        made[modality] = root, tokens, run_folder
+    return made
+
+
+@pytest.mark.parametrize(("modality", "ends"), [("mr", (".nii.gz", ".ctbl")), ("landsat7", (".tif", ".qml", ".xml"))])
+def test_no_identifier_reaches_a_map_or_its_probabilities(canaries, tmp_path, modality, ends):
+    root, tokens, model = canaries[modality]
+    spoken = told("-vv", "predict", model, "--archive", root, "--out", tmp_path / "maps", "--probabilities")
+    said = written(tmp_path / "maps")
+    assert all(any(end in name for name in said) for end in (*ends, ".probabilities", "predictions.jsonl"))
+    demand_silence(said, tokens, tmp_path)
+    # Its user has typed the names; what is in the files is another matter.
+    assert leaks(spoken, tokens - PATHS - {token for token in tokens if token in str(root)}) == []
+
+
+def test_a_dicom_segmentation_holds_patient_and_study_and_nothing_else(canaries, tmp_path):
+    root, tokens, model = canaries["mr"]
+    told("predict", model, "--archive", root, "--out", tmp_path / "maps", "--format", "dicom-seg")
+    said = written(tmp_path / "maps")
+    assert sum(name.endswith(".dcm") for name in said) >= 2
+    demand_silence(said, tokens, tmp_path)
+
+
+@pytest.mark.parametrize("modality", IMAGES)
+def test_no_identifier_reaches_embeddings_token_grids_or_previews(canaries, tmp_path, modality):
+    root, tokens, model = canaries[modality]
+    how = ("--tile", "16") if modality == "landsat7" else ()
+    told("-vv", "embed", model, "--archive", root, "--out", tmp_path / "vectors", "--dense", "--preview", *how)
+    said = written(tmp_path / "vectors")
+    assert all(any(end in name for name in said) for end in (".parquet", ".png"))
+    demand_silence(said, tokens, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", IMAGES)
+@pytest.mark.parametrize("target", plugin_names("exporters", marker=MARKER))
+def test_no_identifier_reaches_an_export_that_was_proven_on_an_image_of_the_archive(
+    canaries, tmp_path, target, modality
+):
+    root, tokens, model = canaries[modality]
+    image = root / ("ZqFILEKANARIENVOGEL0_0.dcm" if modality == "mr" else "ZqFILEKANARIENVOGEL0.tif")
+    if modality == "mr":
+        (tmp_path / "DOE_JANE").mkdir()
+        for path in root.glob("ZqFILEKANARIENVOGEL0_*.dcm"):
+            (tmp_path / "DOE_JANE" / path.name).write_bytes(path.read_bytes())
+        image = tmp_path / "DOE_JANE"
+    words = ("export", model, "--to", target, "--out", tmp_path / "out", "--image", image)
+    done = subprocess.run(
+        [sys.executable, "-m", "geomed_mae", *map(str, words)], capture_output=True, timeout=500, check=False
+    )
+    assert done.returncode in (0, 2), done.stderr.decode()[-2000:]
+    if done.returncode == 2:
+        pytest.skip(f"{target} is not made for such models: {done.stderr.decode()[-200:]}")
+    demand_silence(written(tmp_path / "out"), tokens, tmp_path)

@@ -12,6 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from geomed_mae import cli, errors
+from geomed_mae.cli.group import Command
+from geomed_mae.cli.options import Fraction
+from geomed_mae.plugins import plugin_names
 from tests.make_data import write_geotiff
 
 CONTRACT = {
@@ -55,7 +58,7 @@ def test_every_command_is_in_the_readme():
 
 
 def test_archive_takes_several_values_after_one_flag():
-    @click.command(cls=cli.Command)
+    @click.command(cls=Command)
     @click.argument("run")
     @click.option("--archive", multiple=True)
     @click.option("--out")
@@ -149,7 +152,7 @@ def test_inspect_shows_geometry_and_channels(scene):
 
 @pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.25", 0.25), ("100%", 1.0)])
 def test_shares_are_read_as_people_write_them(text, share):
-    assert cli.Fraction().convert(text, None, None) == share
+    assert Fraction().convert(text, None, None) == share
 
 
 @pytest.mark.parametrize("text", ["200%", "-1", "few"])
@@ -172,6 +175,12 @@ def test_an_unknown_export_target_names_the_known_ones(tmp_path):
     result = run("export", tmp_path, "--to", "tim", "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "did you mean 'timm'?" in result.stderr
+
+
+def test_every_export_target_is_in_the_help():
+    text = next(option.help for option in cli.main.commands["export"].params if "--to" in option.opts)
+    names = [name.replace("_", "-") for name in plugin_names("exporters", marker="export")]
+    assert [name for name in names if name not in re.split(r"[ ,.]+", text)] == []
 
 
 def test_doctor_finds_nothing_wrong_with_the_test_environment():

@@ -10,6 +10,7 @@ import pytest
 
 from geomed_mae.evaluate import evaluate
 from geomed_mae.finetune import finetune
+from geomed_mae.heads.task_model import load_task_model
 from geomed_mae.probe import probe
 from geomed_mae.recipe_file import build_recipe
 from tests.make_dicom import uid, write_series
@@ -17,10 +18,11 @@ from tests.make_labels import contour, frame_of, segment, write_rtstruct, write_
 from tests.scenes import MR_RECIPE, random_encoder
 
 SHAPE = (16, 24, 24)
+CODES = {"tumour": {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm"}}
 RECIPE = {
     **MR_RECIPE,
     "data": {"modality": "ct", "crop_3d": [8, 16, 16]},
-    "head": {"classes": ["background", "tumour"], "width": 16},
+    "head": {"classes": ["background", "tumour"], "width": 16, "codes": CODES},
     "labels": {"test": 0.5, "values": {"GTV primary": 1}},
 }
 
@@ -64,6 +66,7 @@ def test_a_dump_with_structure_sets_and_segmentations_is_trained_on_and_scored(f
     assert found["labels"]["images_labelled"] == 2 and found["labels"]["images_without_labels"] == 0
     assert (found["split"]["unit"], found["split"]["train"], found["split"]["test"]) == ("group", 1, 1)
     assert found["test"]["pixels"] == np.prod(SHAPE)
+    assert load_task_model(tmp_path / "run")[0].spec.head.codes == CODES
     scores = evaluate(tmp_path / "run", [folder / "unseen"], folder / "unseen", tmp_path / "scores.json")
     assert scores["labels"]["images_labelled"] == 1 and set(scores["classes"]) == {"background", "tumour"}
     for path in [*(tmp_path / "run").rglob("*"), tmp_path / "scores.json"]:

@@ -81,9 +81,9 @@ def test_names_are_keys_and_the_table_leads_from_an_index_to_the_files(run, tmp_
     index = scan([tmp_path / "scenes"], tmp_path / "index", modality="landsat7")
     result = predict(run, [tmp_path / "index"], tmp_path / "out")
     key = index.rows[0].key
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        [f"{key[:16]}.tif", "predictions.jsonl"]
-    )
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"{key[:16]}.tif", "predictions.jsonl"} <= written
+    assert all(name.startswith(key[:16]) for name in written - {"predictions.jsonl"}), "no work is left behind"
     (line,) = (json.loads(text) for text in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
     assert line["key"] == key == result["predictions"][0]["key"] and line["classes"] == ["land", "water"]
     assert index.paths(key)[0].name == "DOE_JOHN.tif"
@@ -112,7 +112,7 @@ def test_a_part_of_a_stored_split_can_be_predicted_alone(run, tmp_path):
 def test_formats_that_cannot_be_are_refused_before_anything_is_written(run, tmp_path):
     landsat_scene(tmp_path / "s.tif", None, shape=(70, 80))
     for form, message in (
-        ("dicom-seg", "DICOM SEG is not available yet; use --format nifti"),
+        ("dicom-seg", "--format dicom-seg cannot hold a raster; use --format auto"),
         ("nifti", "--format nifti cannot hold a raster; use --format auto"),
         ("png", "'png' is not one of the writers"),
     ):

@@ -239,10 +239,12 @@ def open_archive(
     max_bad: float = DEFAULT_MAX_BAD,
     progress: Progress = _silent,
     part: str | None = None,
+    salt: bytes | None = None,
 ) -> Index:
     """Return the index of an archive: INDEX folders are loaded, raw files and folders are scanned, in that order.
 
-    With `part` only the images of that part of each index's stored split are in it.
+    With `part` only the images of that part of each index's stored split are in it. With `salt` raw files get the keys
+    that they had under the same salt before; else they get new ones.
 
     Raises:
         ConfigError: a part is asked for, and a path is not an index that has it.
@@ -261,7 +263,9 @@ def open_archive(
     if part is not None:
         parts = [restrict(index, folder, part) for index, folder in zip(parts, folders, strict=True)]
     if raw:
-        parts.append(scan_archive(raw, modality, workers=workers, max_bad=max_bad, progress=progress))
+        parts.append(
+            scan_archive(raw, modality, workers=workers, max_bad=max_bad, memory=Memory(salt=salt), progress=progress)
+        )
     return parts[0] if len(parts) == 1 else Index.joined(parts)
 
 

@@ -14,15 +14,19 @@ from geomed_mae.archives.duplicates import PerceptualHash
 from geomed_mae.archives.identity import PixelDigest
 from geomed_mae.archives.statistics import ChannelStatistics, Running
 from geomed_mae.errors import ReadError
+from geomed_mae.image import Image
 from geomed_mae.readers import limits, read, reader
 from geomed_mae.readers.child import in_child
 from geomed_mae.readers.reasons import Reason
 from geomed_mae.readers.source import Refusal, Source
+from geomed_mae.readers.windows import read_many
 
-PART_VALUES = 1 << 26
-"""Values of a raster that are decoded at a time: 256 MiB of float32."""
-MOST_AT_ONCE = 3 * PART_VALUES
+PART_VALUES = 1 << 24
+"""Values of a raster that are decoded at a time."""
+MOST_AT_ONCE = 12 * PART_VALUES
 """As many where this is one row of blocks, of which a smaller part would be decoded several times."""
+PIECE_VALUES = 1 << 21
+"""Values of a decoded part that are looked at at a time: what is computed of them takes ten times their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,30 @@ def parts(source: Source) -> Iterator[tuple[slice, ...] | None]:
         yield slice(top, min(top + height, rows)), slice(0, columns)
 
 
+def pieces(source: Source) -> Iterator[Image]:
+    """Yield an image in pieces, whole rows from the first to the last; a volume in one piece.
+
+    Raises:
+        ReadError: the image does not decode.
+    """
+    rows = max(1, PIECE_VALUES // (source.shape[-1] * len(source.channels)))
+    for window in parts(source):
+        if len(source.shape) != 2:
+            yield read(source, window)
+            continue
+        down, across = window or tuple(slice(0, size) for size in source.shape)
+        cuts = [(slice(top, min(top + rows, down.stop)), across) for top in range(down.start, down.stop, rows)]
+        # Decoded once for all of them, as stored; they become numbers one by one.
+        yield from read_many(source, cuts)
+
+
 def examine(source: Source) -> Examination | Refusal:
     """Decode one image in this process; a refusal names its first file."""
     digest = PixelDigest((len(source.channels), *source.shape))
     look = PerceptualHash(len(source.channels), source.shape)
     running = Running(len(source.channels), math.prod(source.shape))
     try:
-        for window in parts(source):
-            image = read(source, window)
+        for image in pieces(source):
             digest.add(image)
             look.add(image)
             running.add(image.array, image.valid)

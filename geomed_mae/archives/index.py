@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from geomed_mae.image import Channel, Image, VolumeGeometry
 from geomed_mae.readers import read_guarded
 from geomed_mae.readers.source import Source, StoredWindow, whole_window
 from geomed_mae.readers.windows import read_many_guarded, read_many_stored
+
+if TYPE_CHECKING:
+    from geomed_mae.readers.dicom.origin import Origin
 
 FORMAT_VERSION = 2
 """Raised when an older index can no longer be read."""
@@ -209,6 +212,20 @@ class Index:
     def identity(self, key: str) -> tuple[tuple[str, str], ...]:
         """Return the (kind, value) pairs that tie an image to others (see `Source.identity`). Private, as paths are."""
         return self._sources[key].identity
+
+    def reader(self, key: str) -> str:
+        """Return the name of the reader that reads an image, for example "dicom"."""
+        return self._sources[key].reader
+
+    def dicom_origin(self, key: str) -> Origin:
+        """Return patient, study and slices of a DICOM image. Private: for an object derived from it, and nothing else.
+
+        Raises:
+            ReadError: the files are gone or are others than those that were indexed.
+        """
+        from geomed_mae.readers.dicom.origin import read_origin  # of one output format alone
+
+        return read_origin(self._sources[key])
 
     def outline(self, key: str) -> Image:
         """Return an image without its pixels, which are all 0: shape, channels and geometry, and no file is opened."""

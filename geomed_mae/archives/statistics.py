@@ -101,7 +101,8 @@ class Running:
             self._sums[channel] += exact.sum(), np.square(exact).sum()
             low, high = self._range[channel]
             self._range[channel] = min(low, kept.min()), max(high, kept.max())
-            self._subsets[channel].append(kept[:: self._step])
+            # A copy: a view would keep all of the part in memory.
+            self._subsets[channel].append(kept[:: self._step].copy())
 
     def result(self) -> tuple[ChannelStatistics, ...]:
         """Return the statistics of all parts together."""

@@ -57,6 +57,7 @@ class HeadSpec:
         focal_gamma: exponent of the focal loss.
         class_weights: weight of each class in the entropy or focal loss; None weighs all alike.
         label_smoothing: share of the target that cross entropy spreads over all classes.
+        codes: class name -> scheme, value, meaning and category of its code in DICOM SEG; None looks names up.
 
     Raises:
         ConfigError: task, loss, class weights and multi_label do not go together, or there are too many classes.
@@ -75,6 +76,7 @@ class HeadSpec:
     focal_gamma: float = 2.0
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    codes: dict[str, dict[str, str]] | None = None
 
     def __post_init__(self) -> None:
         if self.task not in LOSSES:

@@ -11,6 +11,7 @@ Written whole or not at all, verified byte by byte when read; no pickle, no iden
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,14 +33,14 @@ from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.heads import HeadInputs, HeadSpec, head_module
 from geomed_mae.heads.losses import Loss, loss_of
 from geomed_mae.models.contract import Contract, normalise, scaling
+from geomed_mae.models.encoder_folder import CONFIG, CONTRACT, TRAINED_ON, WEIGHTS
+from geomed_mae.models.encoder_folder import TASK_FORMAT as FORMAT
+from geomed_mae.models.encoder_folder import TASK_VERSION as VERSION
 from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
 from geomed_mae.models.pretrained import read_out
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
 
-FORMAT = "geomed-mae task model"
-VERSION = 2
-CONFIG, WEIGHTS, CONTRACT, TRAINED_ON = "config.json", "model.safetensors", "contract.json", "trained_on.json"
 FOLDER = "model"
 """Name of the folder inside a fine-tuning run."""
 
@@ -105,6 +106,17 @@ class TaskModel(nn.Module):
     def frozen(self) -> bool:
         """Whether the head alone learns."""
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of weights, spec and contract: the same for models that compute the same, wherever they lie."""
+        total = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True, default=str).encode())
+        total.update(self.encoder.spec.to_json().encode())
+        total.update(self.contract.to_json().encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().numpy().data)
+        return total.hexdigest()
 
     @property
     def device(self) -> torch.device:
@@ -198,6 +210,16 @@ def save_task_model(run: Path, model: TaskModel, seen: Seen) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_task_model(run / FOLDER, model, seen)
+    save_private(run, seen)
+
+
+def write_task_model(folder: Path, model: TaskModel, seen: Seen) -> None:
+    """Write the folder of a task model, atomically: what may be handed on, so nothing private.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     spec = {**asdict(model.spec), "head": model.spec.head.to_json()}
     config = {
         "format": FORMAT,
@@ -207,7 +229,7 @@ def save_task_model(run: Path, model: TaskModel, seen: Seen) -> None:
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_folder(
-        run / FOLDER,
+        folder,
         {
             CONFIG: json.dumps(config, indent=2).encode(),
             WEIGHTS: tensor_bytes(tensors),
@@ -215,7 +237,6 @@ def save_task_model(run: Path, model: TaskModel, seen: Seen) -> None:
             TRAINED_ON: seen.public(),
         },
     )
-    save_private(run, seen)
 
 
 def load_task_model(path: str | Path) -> tuple[TaskModel, Seen]:

@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         """
         axes = len(encoded.grid)
         seen = self.embed(encoded.tokens)  # b 1+v d
-        first, position = self._positions(encoded.grid, channels, spacing, seen.device)
+        first, position = self.positions(encoded.grid, channels, spacing, seen.device)
         visible = seen[:, 1:] + select(position, plan.visible)
         seen = torch.cat([seen[:, :1] + first, visible], dim=1)  # the residual stream stays in fp32 under autocast
         asked = self.mask_token + select(position, plan.asked)
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         answer = self.heads(self.norm(x), channels, self.spec.patch(axes))  # b h c p+2
         return Prediction(answer[..., :-2], answer[..., -2], answer[..., -1])
 
-    def _positions(
+    def positions(
         self,
         grid: Sequence[int],
         channels: Sequence[Channel],

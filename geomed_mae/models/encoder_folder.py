@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +36,15 @@ from geomed_mae.models.vit import Encoder
 FORMAT = "geomed-mae encoder"
 VERSION = 1
 CONFIG, WEIGHTS, CONTRACT, CARD = "config.json", "model.safetensors", "contract.json", "README.md"
-PRETRAINED_ON = "pretrained_on.json"
+PRETRAINED_ON, TRAINED_ON = "pretrained_on.json", "trained_on.json"
+TASK_FORMAT, TASK_VERSION = "geomed-mae task model", 2
+"""Of what `finetune` leaves (`heads.task_model`), whose encoder is opened as well."""
+HOMES = ("encoder", "model")
+"""Folders of a run or an export that hold an encoder: as it is, or with a head."""
+STUDY, RUN_MARK = "study.json", "recipe.resolved.yaml"
+"""Files by which a study of several runs, and a run, are known (`training.study_files`, `training.run`)."""
+SHOWN = 6
+"""Runs that an error names."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 """Suffixes of files that can run code when they are loaded."""
 
@@ -78,60 +87,95 @@ def save_encoder(
     )
 
 
-def load_encoder(path: str | Path) -> PretrainedEncoder:
-    """Open the encoder of a run folder, an encoder folder, or a folder of another library (`models.foreign`).
+def encoder_home(path: str | Path) -> Path:
+    """Return the folder whose weights `load_encoder` opens: inside a run or an export, or the path itself.
 
-    Where there is a manifest, every byte is checked against it first.
+    A pretraining run and an export of an encoder have it in `encoder`, a fine-tuning run and an export of its model in
+    `model`. What an export holds beside that, in whatever format, is for other tools.
+    """
+    path = Path(path)
+    return next((path / name for name in HOMES if (path / name / MANIFEST).is_file()), path)
+
+
+def load_encoder(path: str | Path) -> PretrainedEncoder:
+    """Open the encoder of a run, of whatever `export` wrote, or of a folder of another library (`models.foreign`).
+
+    Of a fine-tuning run it is the fine-tuned encoder, which has seen labels too. Where there is a manifest, every byte
+    is checked against it first.
 
     Raises:
         ConfigError: there is no encoder, one of a version that cannot be read yet, or a foreign one that does not map
-            exactly onto this package's blocks (the setting is named).
+            exactly onto this package's blocks (the setting is named); or a study, whose runs are named.
         IntegrityError: a file is missing or is not what was written (it is named).
         SecurityError: a pickle, which could run code; the message says how to convert it.
     """
-    folder = Path(path)
-    if (folder / "encoder" / MANIFEST).is_file():
-        folder = folder / "encoder"
+    folder = encoder_home(path)
     _refuse_pickles(folder)
     if not folder.is_dir():
-        raise ConfigError(f"there is no run or encoder folder '{path}'")
+        raise ConfigError(
+            f"'{path}' is a file; give the folder that it lies in"
+            if folder.is_file()
+            else f"there is no run or encoder folder '{path}'"
+        )
     if not (folder / MANIFEST).is_file():
         if (folder / CONFIG).is_file():
             return load_foreign(folder)
-        raise ConfigError(
-            f"'{path}' holds no encoder (no {CONFIG}, no {MANIFEST}); give a run, an encoder folder, or the folder "
-            "of a Hugging Face ViTMAE or timm ViT"
-        )
+        raise ConfigError(_why_no_encoder(folder))
     files = read_folder(folder)
-    if CONFIG in files and b'"architecture"' in files[CONFIG]:
-        exported = load_foreign(folder)  # what `geomed-mae export --to timm` wrote
+    config = json.loads(files.get(CONFIG, b"{}"))
+    if CONFIG in files and "format" not in config:
+        exported = load_foreign(folder)  # what `geomed-mae export` wrote for timm or transformers
         exported.seen = _seen(files, folder)
         return exported
     if missing := [name for name in (CONFIG, WEIGHTS, CONTRACT) if name not in files]:
         raise IntegrityError(
             f"'{folder}' has no {missing[0]} in its {MANIFEST}; it is no encoder folder, or half of one"
         )
-    config = json.loads(files[CONFIG])
-    if config.get("format") != FORMAT or config.get("version") != VERSION:
+    if (config["format"], config.get("version")) not in ((FORMAT, VERSION), (TASK_FORMAT, TASK_VERSION)):
         raise ConfigError(
-            f"'{path}' is '{config.get('format')}' version {config.get('version')}, not '{FORMAT}' version {VERSION}"
+            f"'{path}' is '{config['format']}' version {config.get('version')}, not '{FORMAT}' version {VERSION} or "
+            f"'{TASK_FORMAT}' version {TASK_VERSION}"
         )
-    spec = ModelSpec.from_json(json.dumps(config["spec"]))
-    encoder = Encoder(spec)
+    encoder = _built(folder, config, files[WEIGHTS])
+    return PretrainedEncoder(encoder, Contract.from_json(files[CONTRACT].decode()), seen=_seen(files, folder))
+
+
+def _built(folder: Path, config: Mapping[str, Any], weights: bytes) -> Encoder:
+    """Return the encoder of an encoder folder, without its decoder, or of a task model, without its head."""
+    task = config["format"] == TASK_FORMAT
+    encoder = Encoder(ModelSpec.from_json(json.dumps(config["encoder" if task else "spec"])))
     try:
-        tensors = read_tensors(files[WEIGHTS])
+        tensors = read_tensors(weights)
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+        if task:
+            start = "encoder."
+            own = {name.removeprefix(start): tensor for name, tensor in own.items() if name.startswith(start)}
         encoder.load_state_dict(own)
     except (SafetensorError, RuntimeError) as error:
         raise IntegrityError(
             f"'{folder}': {WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return PretrainedEncoder(encoder, Contract.from_json(files[CONTRACT].decode()), seen=_seen(files, folder))
+    return encoder
+
+
+def _why_no_encoder(folder: Path) -> str:
+    """Return what to say of a folder without an encoder."""
+    if (folder / STUDY).is_file():
+        runs = [str(model.parent) for model in sorted(folder.glob(f"*/seed-*/{HOMES[1]}"))]
+        shown = ", ".join(runs[:SHOWN]) + (", ..." if len(runs) > SHOWN else "")
+        return f"'{folder}' is a study of several runs; give one of them: {shown or 'none has finished yet'}"
+    if (folder / RUN_MARK).is_file():
+        return f"the run '{folder}' has left no encoder yet; finish it with --resume"
+    return (
+        f"'{folder}' holds no encoder (no {CONFIG}, no {MANIFEST}); give a run, an encoder folder, a folder that "
+        "`geomed-mae export` wrote, or that of a Hugging Face ViTMAE or timm ViT"
+    )
 
 
 def _seen(files: Mapping[str, bytes], folder: Path) -> Seen | None:
-    """Return what an encoder folder says that its weights have seen; None where it says nothing."""
-    return load_seen(files[PRETRAINED_ON], folder, PRETRAINED_ON) if PRETRAINED_ON in files else None
+    """Return what a folder says that its weights have seen; None where it says nothing."""
+    name = next((name for name in (PRETRAINED_ON, TRAINED_ON) if name in files), None)
+    return None if name is None else load_seen(files[name], folder, name)
 
 
 def _refuse_pickles(path: Path) -> None:

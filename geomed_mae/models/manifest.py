@@ -1,7 +1,7 @@
 """Folders that are written whole or not at all, and read only when every byte is the one that was written.
 
-A folder is made under a temporary name beside its place, fsynced, and renamed. `MANIFEST.sha256` lists each file in the
-form that `sha256sum -c` checks.
+A folder is made under a temporary name beside its place, fsynced, and renamed. `MANIFEST.sha256` lists each file, those
+of folders in it by their relative path, in the form that `sha256sum -c` checks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from geomed_mae.errors import IntegrityError, OutputError
 
 MANIFEST = "MANIFEST.sha256"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Of a file or folder that a manifest may list: no path leads out of the folder."""
 
 
 def write_folder(out: Path, files: Mapping[str, bytes | Callable[[], bytes]]) -> dict[str, str]:
@@ -64,6 +66,24 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of all files in `folder` and in its folders, each fsynced.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        IntegrityError: a name that a manifest cannot list.
+    """
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        if not re.fullmatch(rf"{NAME}(?:/{NAME})*", name):
+            raise IntegrityError(f"a folder with a {MANIFEST} cannot hold a file named {name!r}")
+        with path.open("rb+") as stream:
+            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n")
+            os.fsync(stream.fileno())
+    _write(folder / MANIFEST, "".join(lines).encode("ascii"))
+
+
 def _manifest(folder: Path) -> dict[str, str]:
     """Return the SHA-256 that each file should have."""
     try:
@@ -75,7 +95,7 @@ def _manifest(folder: Path) -> dict[str, str]:
         raise IntegrityError(f"'{folder}': {MANIFEST} does not end with a line break, so a part of it is missing")
     sums = {}
     for line in lines:
-        match = re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)", line)
+        match = re.fullmatch(rf"([0-9a-f]{{64}})  ({NAME}(?:/{NAME})*)", line)
         if match is None:
             raise IntegrityError(f"'{folder}': {MANIFEST} has a line that names no plain file: {line[:80]!r}")
         sums[match[2]] = match[1]

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
 
-from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import ConfigError
 from geomed_mae.image import Geometry, Image, PlaneGeometry, RasterGeometry, VolumeGeometry
-from geomed_mae.models.contract import Contract, normalise, scaling
+from geomed_mae.models.contract import Contract
+from geomed_mae.models.opening import image_of
 from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.streaming import Scene, Stream, TileMeans
 from geomed_mae.models.vit import Encoder
 
 if TYPE_CHECKING:
     from geomed_mae.archives.seen import Seen
     from geomed_mae.models.foreign.fixed import FixedViT
-
-WINDOWS_PER_PASS = 16
-"""Windows that go through the encoder together; bounds memory, and with it nothing else."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,52 +107,91 @@ class PretrainedEncoder:
         """Shape of the network."""
         return self.module.spec
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of weights, shape and contract: the same for the same numbers out of the same image."""
+        found = hashlib.sha256(f"{self.spec.to_json()}\n{self.contract.to_json()}\n".encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
     def __repr__(self) -> str:
         known = ", ".join(sorted({entry.modality for entry in self.contract.channels}))
         return f"PretrainedEncoder(dim {self.spec.dim}, depth {self.spec.depth}, {known})"
 
     def embed(
-        self, image: Image, *, channels: Sequence[str] | None = None, layers: Sequence[int] | None = None
+        self,
+        image: Image | str | os.PathLike[str],
+        *,
+        channels: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
     ) -> np.ndarray:
         """Return one vector (dim,), the mean of all valid patch tokens.
 
         Args:
-            image: in the physical units of the contract.
+            image: in the physical units of the contract; or the path of one, a raw file or the folder of a series or
+                product, which is read as one of the contract's modalities.
             channels: names of channels to use; None takes all, and then an instrument's channels must be complete.
             layers: blocks to read out, from 0 or negative from the end, such as `read_out("several", spec.depth)`;
                 the vector is then (number of layers * dim,). None is the last block.
 
         Raises:
-            ConfigError: a modality, channel or unit outside the contract, or no patch with enough valid area.
+            ConfigError: a modality, channel or unit outside the contract, no patch with enough valid area, or a path
+                that holds more than one image.
+            ReadError, TooManyBadInputsError: the path holds nothing that can be read; the message says why.
         """
-        width = self.spec.dim * len(layers or (-1,))
-        total, count = np.zeros(width), 0
-        for _, tokens in self._windows(image, channels, layers or (-1,)):
-            flat = tokens.reshape(width, -1)
-            kept = flat[:, np.isfinite(flat[0])]
-            total += kept.sum(axis=1, dtype=np.float64)
-            count += kept.shape[1]
-        if count == 0:
+        image = self.checked(image_of(image, self.contract), channels)
+        means = TileMeans(self.spec.dim * len(layers or (-1,)))
+        whole = [done for window in self.stream(Scene.of_image(image), layers=layers) if (done := means.add(window))]
+        vector, _ = whole[0]
+        if vector is None:
             raise ConfigError(f"image '{image.key}' has no patch with enough valid area to embed")
-        return (total / count).astype(np.float32)
+        return vector
 
     def features(
-        self, image: Image, *, channels: Sequence[str] | None = None, layers: Sequence[int] | None = None
+        self,
+        image: Image | str | os.PathLike[str],
+        *,
+        channels: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
     ) -> FeatureGrid:
         """Return the grid of tokens of an image, ceil(size / patch) of them along each axis.
 
         Images larger than the pretraining crop are cut into such crops, without overlap, and positions count from each
         crop's corner: the encoder has never seen others. Arguments and errors as `embed`.
         """
+        image = self.checked(image_of(image, self.contract), channels)
+        array = np.full(
+            (self.spec.dim * len(layers or (-1,)), *self.token_shape(image.spatial_shape)), np.nan, dtype=np.float32
+        )
         patch = self.spec.patch(len(image.spatial_shape))
-        grid = tuple(-(-size // step) for size, step in zip(image.spatial_shape, patch, strict=True))
-        array = np.full((self.spec.dim * len(layers or (-1,)), *grid), np.nan, dtype=np.float32)
-        for corner, tokens in self._windows(image, channels, layers or (-1,)):
-            place = [slice(start // step, None) for start, step in zip(corner, patch, strict=True)]
-            view = array[(slice(None), *place)]
-            inside = tuple(slice(0, min(have, got)) for have, got in zip(view.shape, tokens.shape, strict=True))
-            view[inside] = tokens[inside]
+        for window in self.stream(Scene.of_image(image), layers=layers):
+            if window.tokens is not None:
+                place = [slice(start // step, None) for start, step in zip(window.corner, patch, strict=True)]
+                view = array[(slice(None), *place)]
+                inside = tuple(
+                    slice(0, min(have, got)) for have, got in zip(view.shape, window.tokens.shape, strict=True)
+                )
+                view[inside] = window.tokens[inside]
         return FeatureGrid(array, token_geometry(image.geometry, patch))
+
+    def stream(self, scene: Scene, *, layers: Sequence[int] | None = None, tile: int | None = None) -> Stream:
+        """Return the windows of an image that is read in parts, of any size, with their tokens; see `Stream`.
+
+        Args:
+            scene: the image, with the channels to use, all of them known to the contract (`checked`).
+            layers: as `embed`.
+            tile: side of the tiles in pixels; None takes the whole image as one.
+
+        Raises:
+            ConfigError: a modality, channel or unit outside the contract.
+        """
+        return Stream(self.module, self.contract, scene, layers or (-1,), tile=tile)
+
+    def token_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the grid of tokens of an image of spatial `shape`."""
+        return tuple(-(-size // step) for size, step in zip(shape, self.spec.patch(len(shape)), strict=True))
 
     def checked(self, image: Image, channels: Sequence[str] | None = None) -> Image:
         """Return the image with the channels that are used, all of them known to the contract.
@@ -172,54 +208,3 @@ class PretrainedEncoder:
             image = image.select(tuple(channels))
         self.contract.entries(image.modality, image.channels)
         return image
-
-    def _crop(self, space: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
-        """Return the window: the pretraining crop, smaller where the image is, always a multiple of the patch."""
-        crop = self.contract.crop_2d if len(space) == 2 else self.contract.crop_3d
-        sizes = [-(-size // step) * step for size, step in zip(space, patch, strict=True)]
-        return tuple(min(size, limit) for size, limit in zip(sizes, crop or sizes, strict=True))
-
-    @torch.inference_mode()
-    def _windows(
-        self, image: Image, channels: Sequence[str] | None, layers: Sequence[int]
-    ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """Yield (corner in pixels, tokens (layers * dim, *grid)) of windows with a valid pixel; NaN where not valid."""
-        image = self.checked(image, channels)
-        entries = self.contract.entries(image.modality, image.channels)
-        own = any(entry.method == "image" for entry in entries)
-        center, scale, _ = scaling(entries, summarise(image.array, image.valid) if own else None)
-        crop = self._crop(image.spatial_shape, self.spec.patch(len(image.spatial_shape)))
-        device = self.module.cls_token.device
-        valid = np.broadcast_to(image.valid, image.array.shape)
-        corners = [
-            corner
-            for corner in itertools.product(*map(range, [0] * len(crop), image.spatial_shape, crop))
-            if _cut(valid, corner, crop).any()
-        ]
-        for first in range(0, len(corners), WINDOWS_PER_PASS):
-            some = corners[first : first + WINDOWS_PER_PASS]
-            here = torch.stack([_window(valid, corner, crop) for corner in some]).to(device)
-            pixels = normalise(
-                torch.stack([_window(image.array, corner, crop) for corner in some]).to(device),
-                here,
-                torch.from_numpy(center)[None].to(device),
-                torch.from_numpy(scale)[None].to(device),
-                [entry.value_range for entry in entries],
-            )
-            spacing = None if image.spacing is None else torch.tensor([image.spacing] * len(some), device=device)
-            out = self.module(pixels, here, image.channels, spacing, layers=layers)
-            known = out.token_valid.unflatten(-1, out.grid)[:, None]
-            maps = torch.where(known, torch.cat(out.maps, dim=1).float(), torch.nan)
-            yield from zip(some, maps.cpu().numpy(), strict=True)
-
-
-def _cut(whole: np.ndarray, corner: Sequence[int], crop: Sequence[int]) -> np.ndarray:
-    """Cut what there is of a window out of (c, *space)."""
-    return whole[(slice(None), *(slice(start, start + size) for start, size in zip(corner, crop, strict=True)))]
-
-
-def _window(whole: np.ndarray, corner: Sequence[int], crop: Sequence[int]) -> Shaped[Tensor, "#c *crop"]:
-    """Cut a window out of (c, *space), padded with 0 (False) beyond the end."""
-    part = _cut(whole, corner, crop)
-    gaps = [(0, size - have) for size, have in zip(crop, part.shape[1:], strict=True)]
-    return torch.from_numpy(np.pad(part, [(0, 0), *gaps]))

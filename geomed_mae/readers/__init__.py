@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from geomed_mae.readers.label_reading import label_references, read_labels, read_labels_guarded
 from geomed_mae.readers.labels import IGNORE, LabelQuery, Labels
-from geomed_mae.readers.reading import limits, nothing_usable, read, read_guarded, read_images
+from geomed_mae.readers.reading import limits, nothing_usable, read, read_guarded, read_image, read_images
 from geomed_mae.readers.registry import load_readers, reader
 from geomed_mae.readers.surveying import group_headers, header_of, survey
 
@@ -44,6 +44,7 @@ __all__ = [
     "nothing_usable",
     "read",
     "read_guarded",
+    "read_image",
     "read_images",
     "read_labels",
     "read_labels_guarded",

@@ -81,6 +81,7 @@ class Child:
         self._process: subprocess.Popen | None = None
         self._to = self._from = -1
         self._calls = 0
+        self._folder = ""
         _all.add(self)
 
     def call(
@@ -165,9 +166,11 @@ class Child:
         raise ReadError(str(rest[0]), Reason[str(rest[1])].name)
 
     def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        # Relative paths mean what they mean here and now: after a change of folder, as in a notebook, a new child.
+        if self._process is not None and self._process.poll() is None and self._folder == _folder():
             return
         self.close()
+        self._folder = _folder()
         root = str(Path(sys.modules[PACKAGE].__path__[0]).parent)
         paths = [entry for entry in sys.path if entry]
         their_in, self._to = os.pipe()
@@ -309,6 +312,14 @@ def _forget_all() -> None:
     _idle.clear()
     for child in list(_all):
         child.forget()
+
+
+def _folder() -> str:
+    """Return the current folder, "" where it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
 
 
 def _most_memory() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geomed_mae.errors import ReadError, TooManyBadInputsError
+from geomed_mae.errors import ConfigError, ReadError, TooManyBadInputsError
 from geomed_mae.image import Image
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.readers.child import MEMORY_BYTES, SECONDS, in_child
@@ -25,6 +25,9 @@ VALUES_PER_SECOND = 1e6
 some ten million."""
 BYTES_PER_VALUE = 48
 """Memory for each value that is held at once: stored, as float64 while it is rescaled, as float32, valid, sorted."""
+
+SHOWN = 5
+"""Kinds of images that an error names."""
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,31 @@ def read_images(path: str | Path, modality: str | Sequence[str] = "auto") -> lis
     if bad := [refusal for refusal in refusals if refusal.reason not in NOT_BAD]:
         log.warning("%d files were left out: %s", len(bad), _counted(bad))
     return images
+
+
+def read_image(path: str | Path, modality: str | Sequence[str] = "auto") -> Image:
+    """Read the one image in a file or folder; of several none is chosen, and none is read.
+
+    Args:
+        path: a file or a folder, searched through recursively.
+        modality: as `read_images`.
+
+    Raises:
+        ConfigError: there is more than one image, or as `read_images`.
+        ReadError, TooManyBadInputsError: as `read_images`.
+    """
+    path = Path(path)
+    found = survey(list_files(path), resolve_modalities(modality), root=path if path.is_dir() else None)
+    if not found.sources:
+        raise nothing_usable(path, found.refusals)
+    if len(found.sources) > 1:
+        kinds = Counter(f"{source.modality} {'x'.join(map(str, source.shape))}" for source in found.sources)
+        some = [f"{count} of {kind}" for kind, count in kinds.most_common(SHOWN)] + ["..."] * (len(kinds) > SHOWN)
+        raise ConfigError(
+            f"'{path}' holds {len(found.sources)} images ({', '.join(some)}), and one is wanted; give one file or one "
+            "series, or read all with gm.read_images(PATH) and choose"
+        )
+    return _read_verified(found.sources[0])
 
 
 def _read_verified(source: Source) -> Image:

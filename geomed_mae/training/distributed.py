@@ -31,6 +31,11 @@ THREADS = "OMP_NUM_THREADS"
 LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "tcpstore", "process group", "peer")
 """Words of the plain RuntimeErrors with which torch says that another process gave no answer."""
 
+CHECKPOINTS = (
+    "The checkpoints are whole: start all processes again with --resume (train.timeout_s says how long they wait)"
+)
+"""How a training goes on after a process was lost."""
+
 log = logging.getLogger(__name__)
 
 
@@ -107,11 +112,11 @@ class Ranks:
         return torch.device("cuda", self.local_rank)
 
     @contextlib.contextmanager
-    def joined(self, device: torch.device, timeout_s: int) -> Iterator[None]:
+    def joined(self, device: torch.device, timeout_s: int, *, again: str = CHECKPOINTS) -> Iterator[None]:
         """Connect the processes for as long as the body runs; a process that gives no answer for `timeout_s` is lost.
 
         Raises:
-            OutputError: another process was lost, while connecting or later; the checkpoints are whole.
+            OutputError: another process was lost, while connecting or later; `again` says how to go on.
         """
         if self.alone:
             yield
@@ -123,7 +128,7 @@ class Ranks:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.local_world))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with _losses_named(timeout_s):
+        with _losses_named(timeout_s, again):
             # JSON travels through gloo, on the CPU, also where gradients go from GPU to GPU.
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -187,6 +192,20 @@ class Ranks:
             raise _from_json(*told["error"])
         return told["result"]
 
+    def gather_or_raise(self, value: Any, failure: GeomedError | None) -> list[Any]:
+        """Return the JSON value of every process, or raise on all of them what one of them has met.
+
+        Raises:
+            GeomedError: this process's failure, else that of the first which has one.
+        """
+        told = self.gather({"value": value, "error": _as_json(failure)})
+        if failure is not None:
+            raise failure
+        for one in told:
+            if one["error"] is not None:
+                raise _from_json(*one["error"])
+        return [one["value"] for one in told]
+
     def check_same(self, value: Any, message: str) -> None:
         """Make sure that a JSON value is the same on all processes.
 
@@ -212,7 +231,7 @@ def _from_json(name: str, message: str) -> GeomedError:
 
 
 @contextlib.contextmanager
-def _losses_named(timeout_s: int) -> Iterator[None]:
+def _losses_named(timeout_s: int, again: str) -> Iterator[None]:
     """Turn torch's many ways of saying that another process is gone into one error."""
     known = (distributed.DistBackendError, distributed.DistNetworkError, distributed.DistStoreError)
     try:
@@ -224,6 +243,6 @@ def _losses_named(timeout_s: int) -> Iterator[None]:
             raise
         log.debug("another process was lost: %s", error)
         raise OutputError(
-            f"another process of this run ended, or gave no answer for {timeout_s} s (train.timeout_s); what it said "
-            "last tells why. The checkpoints are whole: start all processes again with --resume"
+            f"another process of this run ended, or gave no answer for {timeout_s} s; what it said last tells why. "
+            f"{again}"
         ) from error

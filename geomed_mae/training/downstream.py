@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -22,7 +21,7 @@ from geomed_mae.heads.losses import balanced_weights
 from geomed_mae.heads.task_model import TaskModel, TaskSpec
 from geomed_mae.modalities import resolve_modalities
 from geomed_mae.models.contract import Contract, contract_entries
-from geomed_mae.models.encoder_folder import load_encoder
+from geomed_mae.models.encoder_folder import encoder_home, load_encoder
 from geomed_mae.models.foreign.fixed import meet
 from geomed_mae.models.manifest import MANIFEST
 from geomed_mae.models.pretrained import PretrainedEncoder, read_out
@@ -89,8 +88,7 @@ def identity_of(encoder: str) -> str:
     """Return a hash of the encoder's weights, so that another encoder at the same place is not taken for it."""
     if encoder == SCRATCH:
         return SCRATCH
-    folder = Path(encoder)
-    folder = folder / "encoder" if (folder / "encoder" / MANIFEST).is_file() else folder
+    folder = encoder_home(encoder)
     files = [folder / MANIFEST] if (folder / MANIFEST).is_file() else sorted(folder.glob("*.safetensors"))
     digest = hashlib.sha256()
     for path in files:
@@ -157,6 +155,7 @@ def _head_spec(recipe: Recipe, task: Task, spec: ModelSpec, bucket: Bucket) -> H
         focal_gamma=head.focal_gamma,
         class_weights=None if head.class_weights == "balanced" else head.class_weights,
         label_smoothing=head.label_smoothing,
+        codes=None if head.codes is None else {name: {**code} for name, code in head.codes.items()},
     )
     if head.class_weights != "balanced":
         return plain

@@ -5,9 +5,12 @@ A writer is a module in this folder (or an entry point of group `geomed_mae.writ
     SUFFIX: str                                   ending of its files
     write(path, array, geometry, classes)         one class map, all in memory
     stream(path, shape, geometry, classes)        the same, filled from the first row or slice to the last
+    stream_chances(path, shape, geometry, classes)     the probability of each class, filled likewise
 
-Class maps are uint8 with NODATA where the image was not valid. A file appears under its name when it is complete:
-it is written beside it first. Nothing that identifies a person or a file is written.
+Class maps are uint8 with NODATA where the image was not valid. Probabilities are stored in steps of 1 / CHANCE_STEPS.
+A file appears under its name when it is complete: it is written beside it first. Nothing that identifies a person or a
+file is written, but for the patient and the study in DICOM objects, which cannot be without; their writer takes where
+the image comes from as a keyword.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from types import ModuleType
 
 import numpy as np
 
-from geomed_mae.errors import ConfigError, OutputError
+from geomed_mae.errors import OutputError
 from geomed_mae.plugins import load_plugin
 
 MARKER = "SUFFIX"
@@ -31,20 +34,19 @@ NODATA = 255
 MAX_CLASSES = 255
 """Class numbers are 0 to 254 in a uint8 map whose 255 is NODATA."""
 
+CHANCE_STEPS = 250
+"""A probability is stored as a whole number of 1/250: 0 to 250 in a uint8, which leaves room for NODATA."""
+
 AUTO = {"raster": "cog", "volume": "nifti", "plane": "nifti"}
 """Format of a class map by the kind of geometry, for `--format auto`."""
-
-UNAVAILABLE = {"dicom-seg": "DICOM SEG is not available yet; use --format nifti"}
 
 
 def writer(name: str) -> ModuleType:
     """Return the writer module of a class map format.
 
     Raises:
-        ConfigError: there is no such writer, or not yet.
+        ConfigError: there is no such writer.
     """
-    if name in UNAVAILABLE:
-        raise ConfigError(UNAVAILABLE[name])
     return load_plugin("writers", name, marker=MARKER)
 
 
@@ -67,6 +69,8 @@ def complete_file(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(path)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"'{path.name}' cannot be written: {error.strerror or error}") from error
 
@@ -83,3 +87,16 @@ def check_classes(array: np.ndarray, classes: tuple[str, ...]) -> None:
         raise ValueError(f"a class map holds at most {MAX_CLASSES} classes, not {len(classes)}")
     if array.size and (stray := np.setdiff1d(np.unique(array), [*range(len(classes)), NODATA])).size:
         raise ValueError(f"the class map holds {stray.tolist()}, which name none of its {len(classes)} classes")
+
+
+def stored_chances(chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities as they are stored, and where they are known.
+
+    Args:
+        chances: float32 (class, ...), 0 to 1; where nothing is known they are all 0, or one of them is NaN.
+
+    Returns:
+        uint8 (class, ...) multiples of 1 / CHANCE_STEPS, 0 where not known, and bool (...), True where known.
+    """
+    known = chances.sum(axis=0) > 0
+    return np.rint(np.where(known, np.clip(chances, 0, 1), 0) * CHANCE_STEPS).astype(np.uint8), known

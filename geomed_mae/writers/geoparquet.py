@@ -1,8 +1,8 @@
-"""Embedding tables: GeoParquet 1.1 (geoparquet.org/releases/v1.1.0) where images have a place, Parquet where not.
+"""Tables of images with their place: GeoParquet 1.1 (geoparquet.org/releases/v1.1.0), Parquet where nothing has one.
 
-Columns: `id` (the image's opaque key), `embedding` (list of float32), and for rasters `geometry` (WKB, longitude and
-latitude on WGS84) with its `bbox` covering column, so that readers skip row groups by place. File metadata: `geo` as
-the standard says, and `emb` in the form of the CNG's embedding products (version, model, embedding). Compression: ZSTD.
+Images with a place have `geometry` (WKB, longitude and latitude on WGS84) and its `bbox` covering column, so that
+readers skip row groups by place; in a table with both kinds those without have neither. File metadata: `geo` as the
+standard says. Compression: ZSTD.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from geomed_mae.writers import complete_file
 
 GEO_VERSION = "1.1.0"
-EMB_VERSION = "0.0.1"
+BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 WKB_POLYGON, WKB_MULTIPOLYGON = 3, 6
 """Geometry codes of OGC 06-103r4, section 8.2.8."""
 HALF_TURN = 180.0
@@ -26,46 +27,41 @@ HALF_TURN = 180.0
 Ring = Sequence[tuple[float, float]]
 
 
-def write(
-    path: Path,
-    keys: Sequence[str],
-    embeddings: np.ndarray,
-    footprints: Sequence[Ring | None] | None,
-    model: dict[str, Any],
-) -> Path:
-    """Write one row an image.
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A footprint as the table holds it.
 
-    Args:
-        path: file to write.
-        keys: opaque keys, one a row.
-        embeddings: float32 (rows, dimensions).
-        footprints: corners (longitude, latitude) of each image in ring order, None for an image without a place;
-            None instead of a list writes plain Parquet.
-        model: plain values that say which encoder made the numbers; stored under `emb.model`.
-
-    Raises:
-        OutputError: the file cannot be written.
+    Attributes:
+        wkb: well-known binary.
+        bounds: (xmin, ymin, xmax, ymax) in degrees.
+        parts: 1, or 2 where it is cut at the antimeridian.
+        centre: (longitude, latitude) of the middle of its corners.
     """
-    import pyarrow as pa
 
-    vectors = pa.ListArray.from_arrays(
-        pa.array(np.arange(len(keys) + 1) * embeddings.shape[1], type=pa.int32()),
-        pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).ravel()),
-    )
-    size = {"dim": int(embeddings.shape[1]), "quantization": "none"}
-    about = json.dumps({"version": EMB_VERSION, "model": model, "embedding": size})
-    return write_columns(path, {"id": list(keys), "embedding": vectors}, footprints, {"emb": about})
+    wkb: bytes
+    bounds: tuple[float, float, float, float]
+    parts: int
+    centre: tuple[float, float]
+
+    @classmethod
+    def of(cls, ring: Ring) -> Placed:
+        """Return a ring of corners (longitude, latitude), in degrees, as it goes into the table."""
+        parts = split_at_antimeridian(ring)
+        xs, ys = zip(*_open(ring), strict=True)
+        longitude = (sum(xs) / len(xs) + HALF_TURN) % (2 * HALF_TURN) - HALF_TURN
+        return cls(wkb(parts), _bounds(parts), len(parts), (longitude, sum(ys) / len(ys)))
 
 
 def write_columns(
     path: Path, columns: Mapping[str, Any], footprints: Sequence[Ring | None] | None, about: Mapping[str, str]
 ) -> Path:
-    """Write any columns of one value an image, and with `footprints` where the images lie; see `write`.
+    """Write any columns of one value an image, and with `footprints` where the images lie.
 
     Args:
         path: file to write.
         columns: name -> values, or a pyarrow array.
-        footprints: as of `write`.
+        footprints: corners (longitude, latitude) of each image in ring order, None for an image without a place;
+            None instead of a list writes plain Parquet.
         about: further metadata of the file.
 
     Raises:
@@ -76,31 +72,61 @@ def write_columns(
 
     columns, metadata = dict(columns), dict(about)
     if footprints is not None:
-        parts = [None if ring is None else split_at_antimeridian(ring) for ring in footprints]
-        columns["geometry"] = pa.array([None if p is None else wkb(p) for p in parts], type=pa.binary())
-        box = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
-        columns["bbox"] = pa.array([None if p is None else _bounds(p) for p in parts], type=box)
-        metadata["geo"] = json.dumps(_geo([p for p in parts if p is not None]))
+        placed = [None if ring is None else Placed.of(ring) for ring in footprints]
+        columns |= place_columns(placed)
+        metadata["geo"] = geo_metadata([place for place in placed if place is not None])
     table = pa.table(columns).replace_schema_metadata(metadata)
     with complete_file(path) as final:
         pq.write_table(table, final, compression="zstd")
     return path
 
 
+def place_columns(placed: Sequence[Placed | None]) -> dict[str, Any]:
+    """Return the columns `geometry` and `bbox` as pyarrow arrays, null where there is no place."""
+    import pyarrow as pa
+
+    box = pa.struct([(name, pa.float64()) for name in BOUNDS])
+    bounds = [None if place is None else dict(zip(BOUNDS, place.bounds, strict=True)) for place in placed]
+    return {
+        "geometry": pa.array([None if place is None else place.wkb for place in placed], type=pa.binary()),
+        "bbox": pa.array(bounds, type=box),
+    }
+
+
+def geo_metadata(placed: Sequence[Placed]) -> str:
+    """Return the file's `geo` metadata; without a `crs` the standard says OGC:CRS84, longitude first."""
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": sorted({"Polygon" if place.parts == 1 else "MultiPolygon" for place in placed}),
+        "orientation": "counterclockwise",
+        "covering": {"bbox": {name: ["bbox", name] for name in BOUNDS}},
+    }
+    if placed:
+        sides = np.array([place.bounds for place in placed])
+        column["bbox"] = [*sides[:, :2].min(axis=0).tolist(), *sides[:, 2:].max(axis=0).tolist()]
+    return json.dumps({"version": GEO_VERSION, "primary_column": "geometry", "columns": {"geometry": column}})
+
+
 def split_at_antimeridian(ring: Ring) -> list[list[tuple[float, float]]]:
     """Return the ring, counter-clockwise and closed, or its two parts where it crosses longitude 180.
 
-    A ring is taken to cross when it spans more than half the globe (RFC 7946, section 3.1.9, says to cut there).
+    Longitudes of a ring that crosses run on past 180, as those of `Row.footprint` do: a ring from -179 to 179 is a map
+    of the world. It is cut as RFC 7946, section 3.1.9, says.
     """
-    corners = [(float(x), float(y)) for x, y in ring]
-    corners = corners[:-1] if corners[0] == corners[-1] else corners
-    longitudes = [x for x, _ in corners]
-    if max(longitudes) - min(longitudes) <= HALF_TURN:
+    corners = _open(ring)
+    if min(x for x, _ in corners) < -HALF_TURN:
+        corners = [(x + 2 * HALF_TURN, y) for x, y in corners]
+    if max(x for x, _ in corners) <= HALF_TURN:
         return [_closed(corners)]
-    eastward = [(x + 360.0 if x < 0 else x, y) for x, y in corners]
-    east = _clipped(eastward, keep_below=True)
-    west = [(x - 360.0, y) for x, y in _clipped(eastward, keep_below=False)]
+    east = _clipped(corners, keep_below=True)
+    west = [(x - 2 * HALF_TURN, y) for x, y in _clipped(corners, keep_below=False)]
     return [_closed(part) for part in (east, west) if len(part) >= 3]
+
+
+def _open(ring: Ring) -> list[tuple[float, float]]:
+    """Return the corners, the first of them once."""
+    corners = [(float(x), float(y)) for x, y in ring]
+    return corners[:-1] if corners[0] == corners[-1] else corners
 
 
 def _clipped(corners: list[tuple[float, float]], *, keep_below: bool) -> list[tuple[float, float]]:
@@ -133,21 +159,7 @@ def wkb(parts: list[list[tuple[float, float]]]) -> bytes:
     return struct.pack("<BII", 1, WKB_MULTIPOLYGON, len(polygons)) + b"".join(polygons)
 
 
-def _bounds(parts: list[list[tuple[float, float]]]) -> dict[str, float]:
+def _bounds(parts: list[list[tuple[float, float]]]) -> tuple[float, float, float, float]:
     """Two parts of a cut polygon span the globe here: a reader that prunes by this box then keeps the row."""
     xs, ys = zip(*(corner for ring in parts for corner in ring), strict=True)
-    return {"xmin": min(xs), "ymin": min(ys), "xmax": max(xs), "ymax": max(ys)}
-
-
-def _geo(parts: list[list[list[tuple[float, float]]]]) -> dict[str, Any]:
-    """The `geo` metadata; without a `crs` the standard says OGC:CRS84, longitude first."""
-    types = sorted({"Polygon" if len(entry) == 1 else "MultiPolygon" for entry in parts})
-    column: dict[str, Any] = {
-        "encoding": "WKB",
-        "geometry_types": types,
-        "orientation": "counterclockwise",
-        "covering": {"bbox": {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}},
-    }
-    if parts:
-        column["bbox"] = list(_bounds([ring for entry in parts for ring in entry]).values())
-    return {"version": GEO_VERSION, "primary_column": "geometry", "columns": {"geometry": column}}
+    return min(xs), min(ys), max(xs), max(ys)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import geomed_mae.exporters.timm as exporter
 from geomed_mae.errors import ConfigError
+from geomed_mae.exporters.proof import TOLERANCE
+from geomed_mae.exporters.request import ask
 from geomed_mae.image import Channel
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import Contract, contract_entries
@@ -79,7 +81,7 @@ def test_any_channels_and_any_size_fold_into_a_plain_vit(channels, grid, learned
     encoder = Encoder(spec)
     for bias in encoder.patch_embed.bias.values():
         torch.nn.init.normal_(bias)
-    assert relative_difference(encoder, channels, sizes(spec, grid)) < exporter.TOLERANCE
+    assert relative_difference(encoder, channels, sizes(spec, grid)) < TOLERANCE
 
 
 @pytest.mark.parametrize("learned", [None, (2, 4)])
@@ -100,7 +102,7 @@ def test_a_trained_encoder_folds_as_well_as_a_new_one(mode, learned):
     moved = [name for name, value in mae.encoder.state_dict().items() if not torch.equal(value, before[name])]
     assert {"cls_token", "patch_embed.filters.2d", "patch_embed.codes.code.weight", "norm.weight"} <= set(moved)
     assert learned is None or "pos_embed" in moved
-    assert relative_difference(mae.encoder.eval(), channels, (32, 24)) < exporter.TOLERANCE
+    assert relative_difference(mae.encoder.eval(), channels, (32, 24)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_a_trained_encoder_folds_as_well_as_a_new_one(mode, learned):
 def test_a_fold_is_for_images_of_one_spacing_the_reference_unless_another_is_stated(channels, size, spacing, other):
     torch.manual_seed(0)
     encoder = Encoder(replace(SPEC, reference_gsd_m=10.0, reference_spacing_mm=(2.0, 1.0, 1.0)))
-    assert relative_difference(encoder, channels, size, spacing) < exporter.TOLERANCE
+    assert relative_difference(encoder, channels, size, spacing) < TOLERANCE
     tables = [exporter.fold(encoder, channels, size, *given)[1]["pos_embed"] for given in ((), (other,), (spacing,))]
     assert torch.equal(tables[0], tables[1]) and not torch.allclose(tables[0], tables[2], atol=0.1)
 
@@ -135,18 +137,17 @@ def encoder_of(spec: ModelSpec) -> PretrainedEncoder:
 )
 def test_an_export_says_which_spacing_it_is_for(tmp_path, modality, spacing, said, wanted):
     encoder = encoder_of(replace(SPEC, reference_gsd_m=10.0, reference_spacing_mm=(2.0, 1.0, 1.0)))
-    result = exporter.export(encoder, tmp_path / "out", modality=modality, spacing=spacing)
-    assert result["largest_relative_difference"] < exporter.TOLERANCE
-    assert json.loads((tmp_path / "out" / "contract.json").read_text())["timm"]["spacing"] == wanted
+    result = exporter.export(ask(encoder, modality=modality, spacing=spacing), tmp_path / "out")
+    assert result["largest_relative_difference"] < TOLERANCE
+    assert json.loads((tmp_path / "out" / "contract.json").read_text())["input"]["spacing"] == wanted
     assert said in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_spacing_that_does_not_fit_or_means_nothing_is_refused(tmp_path):
+def test_a_spacing_that_does_not_fit_or_means_nothing_is_refused():
     physical = encoder_of(replace(SPEC, reference_gsd_m=10.0))
     for spacing in ((10.0,), (10.0, -1.0), (10.0, float("nan"))):
         with pytest.raises(ConfigError, match=r"spacing .* does not fit the size \[16, 16\]; give one positive number"):
-            exporter.export(physical, tmp_path / "out", modality="sentinel2-l2a", spacing=spacing)
+            ask(physical, modality="sentinel2-l2a", spacing=spacing)
     for spec in (SPEC, replace(SPEC, reference_gsd_m=10.0, learned_positions=(2, 4))):
         with pytest.raises(ConfigError, match=r"whose positions count patches; export without it"):
-            exporter.export(encoder_of(spec), tmp_path / "out", modality="sentinel2-l2a", spacing=(20.0, 20.0))
-    assert list(tmp_path.iterdir()) == []
+            ask(encoder_of(spec), modality="sentinel2-l2a", spacing=(20.0, 20.0))

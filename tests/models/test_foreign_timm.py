@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from geomed_mae.errors import ConfigError, GeomedError, IntegrityError
 from geomed_mae.exporters import timm as exporter
+from geomed_mae.exporters.request import ask
 from geomed_mae.image import Image, PlaneGeometry
 from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import Contract, contract_entries
@@ -89,7 +90,7 @@ def test_a_timm_model_can_be_exported_again_at_its_own_and_at_another_size(tmp_p
     timm_vit(tmp_path / "timm")
     encoder = load_encoder(tmp_path / "timm")
     for name, size in (("same", None), ("other", (24, 48))):
-        result = exporter.export(encoder, tmp_path / name, modality="rgb", size=size)
+        result = exporter.export(ask(encoder, modality="rgb", size=size), tmp_path / name)
         assert result["largest_relative_difference"] < 1e-5
         assert load_encoder(tmp_path / name).spec.learned_positions == ((4, 4) if size is None else (3, 6))
 
@@ -109,7 +110,7 @@ def own() -> PretrainedEncoder:
     [("sentinel2-l2a", None, (32, 24)), ("sentinel2-l2a", ["B08", "B04"], (32, 24)), ("ct", None, (6, 16, 24))],
 )
 def test_our_own_export_comes_back_with_its_channels_and_features(own, tmp_path, modality, names, space):
-    exporter.export(own, tmp_path / "out", modality=modality, channels=names)
+    exporter.export(ask(own, modality=modality, channels=names), tmp_path / "out")
     encoder = load_encoder(tmp_path / "out")
     entries = [entry for entry in own.contract.of(modality) if names is None or entry.channel.name in names]
     assert sorted(map(repr, encoder.contract.channels)) == sorted(map(repr, entries))
@@ -123,7 +124,7 @@ def test_our_own_export_comes_back_with_its_channels_and_features(own, tmp_path,
 
 
 def test_our_own_export_is_checked_against_its_manifest(own, tmp_path):
-    exporter.export(own, tmp_path / "out", modality="ct")
+    exporter.export(ask(own, modality="ct"), tmp_path / "out")
     path = tmp_path / "out" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -210,20 +211,33 @@ def test_tensors_are_those_of_the_model_or_named(tmp_path):
         load_encoder(tmp_path)
 
 
-def test_a_layout_that_is_not_the_models_is_refused(own, tmp_path):
-    exporter.export(own, tmp_path / "out", modality="ct")
+def test_an_export_of_the_first_version_is_still_opened(own, tmp_path):
+    exporter.export(ask(own, modality="ct"), tmp_path / "out")
     (tmp_path / "out" / "MANIFEST.sha256").unlink()
     path = tmp_path / "out" / "contract.json"
     contract = json.loads(path.read_text())
-    contract["timm"]["size"] = [6, 16, 16]
+    taken = contract.pop("input")
+    contract["timm"] = {
+        key: taken[key] for key in ("layout", "size", "patch", "spacing")
+    }  # what the section was called
+    path.write_text(json.dumps(contract))
+    assert load_encoder(tmp_path / "out").spec.patch_3d == (2, 8, 4)
+
+
+def test_a_layout_that_is_not_the_models_is_refused(own, tmp_path):
+    exporter.export(ask(own, modality="ct"), tmp_path / "out")
+    (tmp_path / "out" / "MANIFEST.sha256").unlink()
+    path = tmp_path / "out" / "contract.json"
+    contract = json.loads(path.read_text())
+    contract["input"]["size"] = [6, 16, 16]
     path.write_text(json.dumps(contract))
     with pytest.raises(
         IntegrityError, match=r"presents volumes \(6, 16, 16\) with patch \(2, 8, 4\), the model others"
     ):
         load_encoder(tmp_path / "out")
-    contract["timm"]["size"] = "6"
+    contract["input"]["size"] = "6"
     path.write_text(json.dumps(contract))
-    with pytest.raises(ConfigError, match=r"section timm of contract.json lacks size or patch"):
+    with pytest.raises(ConfigError, match=r"section input of contract.json lacks size or patch"):
         load_encoder(tmp_path / "out")
 
 
@@ -237,7 +251,7 @@ def test_nothing_is_allocated_for_the_model_that_timm_builds():
 
 @pytest.mark.parametrize("name", ["config.json", "contract.json"])
 def test_no_value_that_a_folder_may_hold_is_a_crash(own, tmp_path, name):
-    exporter.export(own, tmp_path / "out", modality="ct")
+    exporter.export(ask(own, modality="ct"), tmp_path / "out")
     (tmp_path / "out" / "MANIFEST.sha256").unlink()
     path = tmp_path / "out" / name
     text = path.read_text()

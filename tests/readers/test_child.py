@@ -63,6 +63,14 @@ def test_a_large_array_comes_back_exact(child):
     np.testing.assert_array_equal(array, np.arange(3_000_000))
 
 
+def test_a_relative_path_means_what_it_means_here_after_a_change_of_folder(child, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert child.call(check_regular, Path("file")) == tmp_path / name / "file"
+
+
 def test_a_read_error_keeps_its_reason_and_its_text(child, tmp_path):
     error = failure(child, check_regular, tmp_path / "nothing.tif")
     assert (error.reason, str(error)) == ("VANISHED", "nothing.tif does not exist (any more)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -82,6 +84,36 @@ def test_streamed_slices_are_the_same_volume(tmp_path):
         volume.put(values[:3])
         volume.put(values[3:])
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "map.nii.gz").dataobj), values.transpose(2, 1, 0))
+
+
+def test_the_stream_writes_the_bytes_that_nibabel_writes(tmp_path):
+    values, place = class_map(), geometry(0.3)
+    nifti.write(tmp_path / "map.nii.gz", values, place, CLASSES)
+    image = nibabel.Nifti1Image(values.transpose(), nifti.LPS_TO_RAS @ place.affine[:, nifti.REVERSED])
+    image.header.set_intent(nifti.LABEL_INTENT, allow_unknown=True, name="classes")
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, code=1)
+    image.set_qform(None, code=0)
+    assert gzip.decompress((tmp_path / "map.nii.gz").read_bytes()) == image.to_bytes()
+
+
+def test_the_same_voxels_give_the_same_file_however_they_are_put(tmp_path):
+    nifti.write(tmp_path / "whole.nii.gz", class_map(), geometry(), CLASSES)
+    with nifti.stream(tmp_path / "parts.nii.gz", (4, 6, 8), geometry(), CLASSES) as volume:
+        for one in class_map():
+            volume.put(one[None])
+    assert (tmp_path / "whole.nii.gz").read_bytes() == (tmp_path / "parts.nii.gz").read_bytes()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["parts.ctbl", "parts.nii.gz", "whole.ctbl", "whole.nii.gz"]
+
+
+def test_missing_slices_are_no_map(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"'map.nii.gz' lacks its last 1 slices"),
+        nifti.stream(tmp_path / "map.nii.gz", (4, 6, 8), geometry(), CLASSES) as volume,
+    ):
+        volume.put(class_map()[:3])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plane_has_pixel_sizes_and_no_place(tmp_path):

@@ -10,15 +10,10 @@ from geomed_mae.writers import AUTO, MARKER, writer
 
 
 def test_class_map_writers_are_found_by_name():
-    assert plugin_names("writers", marker=MARKER) == ["cog", "nifti"]
+    assert plugin_names("writers", marker=MARKER) == ["cog", "dicom_seg", "nifti"]
     assert all(hasattr(writer(name), "stream") and hasattr(writer(name), "write") for name in set(AUTO.values()))
 
 
 def test_an_unknown_format_names_the_nearest():
     with pytest.raises(ConfigError, match="'nifty' is not one of the writers: did you mean 'nifti'"):
         writer("nifty")
-
-
-def test_dicom_seg_says_what_to_use_instead():
-    with pytest.raises(ConfigError, match="DICOM SEG is not available yet; use --format nifti"):
-        writer("dicom-seg")

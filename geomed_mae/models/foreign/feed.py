@@ -27,6 +27,9 @@ RESCALE = 1 / 255
 LARGEST = 1e12
 """No mean, standard deviation, centre or scale is larger."""
 
+SECTIONS = ("input", "output", "timm")
+"""What exports add to a contract; `timm` is what the first of them called `input`."""
+
 WORDS = {"modality", "method", "name", "kind", "unit", "polarisation", "sequence", "pooling", "fingerprint"}
 PAIRS = {"value_range": 2, "crop_2d": 2, "crop_3d": 3}
 """Entries of a contract that are text, and those that are lists, with their length; all others are numbers."""
@@ -52,7 +55,8 @@ def described(folder: Path, channels: int) -> tuple[Contract, Layout | None] | N
     if not (folder / CONTRACT).is_file():
         return None
     data = read_json(folder, CONTRACT)
-    layout = _layout(folder, data.pop("timm", None))
+    sections = {name: data.pop(name, None) for name in SECTIONS}
+    layout = _layout(folder, sections["timm"] if sections["input"] is None else sections["input"])
     _check(folder, data)
     contract = Contract.from_json(json.dumps(data))
     depth = layout.patch[0] if layout and len(layout.patch) == 3 else 1
@@ -108,7 +112,9 @@ def _layout(folder: Path, found: Any) -> Layout | None:
     for part in parts or [None]:
         whole = isinstance(part, list) and all(isinstance(value, int) and 0 < value < LARGEST for value in part)
         if not whole or len(part) not in (2, 3) or len(part) != len(parts[0]):
-            raise ConfigError(f"'{folder}': section timm of {CONTRACT} lacks size or patch, two or three whole numbers")
+            raise ConfigError(
+                f"'{folder}': section input of {CONTRACT} lacks size or patch, two or three whole numbers"
+            )
     return Layout(tuple(parts[0]), tuple(parts[1]))
 
 

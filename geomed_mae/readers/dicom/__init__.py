@@ -22,6 +22,7 @@
     pixels         decoding, padding, rescale, colour
     labels         SEG (seg, seg_frames) and RTSTRUCT (rtstruct) onto the voxels of an image
     text           names in the character set of their file
+    origin         patient, study and slices, for objects derived from an image
 
 An accepted volume puts every slice within `dicom.geometry.POSITION_TOLERANCE_MM` of the file's own position; gantry
 tilt stays in the affine as shear, nothing is resampled. Values are what the rescale of each slice's own file gives.

@@ -235,6 +235,10 @@ class Values:
             return ""
         return value.decode("latin-1").strip("\0 \t\r\n")
 
+    def text_at(self, tag: int) -> str:
+        """Return the text, as `text` does, of a tag that is no part of the whitelist and was asked for by itself."""
+        return self._raw.get(tag, b"").decode("latin-1").strip("\0 \t\r\n")
+
     def texts(self, keyword: str) -> tuple[str, ...]:
         """Return the upper-case components of a multi-valued code string."""
         text = self.text(keyword)

@@ -79,11 +79,25 @@ def footprint(geometry: RasterGeometry, shape: Sequence[int]) -> tuple[tuple[flo
     Order: upper left, upper right, lower right, lower left of the array. Longitudes run on past 180 where the raster
     crosses the antimeridian. None where there is no coordinate system or it does not reach the corners.
     """
-    if geometry.crs is None:
-        return None
+    return footprints(geometry, shape, [(0, shape[0], 0, shape[1])])[0]
+
+
+def footprints(
+    geometry: RasterGeometry, shape: Sequence[int], boxes: Sequence[tuple[int, int, int, int]]
+) -> list[tuple[tuple[float, float], ...] | None]:
+    """Return `footprint` of parts of a raster of `shape`, each (first row, end of rows, first column, end of columns).
+
+    All corners are projected together, which is many times faster than one part after the other.
+    """
+    if geometry.crs is None or not boxes:
+        return [None] * len(boxes)
     rio = rasterio()
     a, b, c, d, e, f = geometry.transform
-    corners = [(0, 0), (0, shape[1]), (shape[0], shape[1]), (shape[0], 0)]
+    corners = [
+        corner
+        for top, bottom, left, right in boxes
+        for corner in ((top, left), (top, right), (bottom, right), (bottom, left))
+    ]
     xs = [a * column + b * row + c for row, column in corners]
     ys = [d * column + e * row + f for row, column in corners]
     try:
@@ -91,13 +105,18 @@ def footprint(geometry: RasterGeometry, shape: Sequence[int]) -> tuple[tuple[flo
             lons, lats = rio.warp.transform(rio.crs.CRS.from_wkt(geometry.crs), "EPSG:4326", xs, ys)
     except gdal_errors():
         # No way to WGS84: a map of another planet, or a datum that PROJ cannot relate.
-        return None
-    if not all(map(math.isfinite, (*lons, *lats))):
-        return None
+        return [None] * len(boxes)
     # Corners on both sides of the antimeridian look half a world apart, which a small raster cannot be.
     small = (
         geometry.gsd_m is not None and max(g * n for g, n in zip(geometry.gsd_m, shape, strict=True)) < HALF_EQUATOR_M
     )
-    if small and max(lons) - min(lons) > 180:
-        lons = [lon + 360 if lon < 0 else lon for lon in lons]
-    return tuple(zip(lons, lats, strict=True))
+    found: list[tuple[tuple[float, float], ...] | None] = []
+    for first in range(0, len(lons), 4):
+        four, north = lons[first : first + 4], lats[first : first + 4]
+        if not all(map(math.isfinite, (*four, *north))):
+            found.append(None)
+            continue
+        if small and max(four) - min(four) > 180:
+            four = [lon + 360 if lon < 0 else lon for lon in four]
+        found.append(tuple(zip(four, north, strict=True)))
+    return found
