@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from geomed_mae.archives.build import Progress, is_index, keep_apart, open_archive
-from geomed_mae.archives.index import Row
+from geomed_mae.archives.index import Index, Row
 from geomed_mae.errors import ConfigError
-from geomed_mae.heads.task_model import load_task_model
+from geomed_mae.heads.task_model import TaskModel, load_task_model
 from geomed_mae.outputs import failures
 from geomed_mae.outputs.classifying import Classifying
 from geomed_mae.outputs.formats import check_formats, form_of
@@ -97,26 +97,14 @@ def predict(
         index = open_archive(archive_paths, [model.spec.modality], part=split, max_bad=ALL_BAD, salt=work.salt)
         close_children()  # one that has scanned a large scene holds on to memory
         ranks.check_same(index.fingerprint, "the processes see different archives; give all of them the same INDEX")
-        rows = [row for row in index.rows if row.modality == model.spec.modality]
-        if not rows:
-            raise ConfigError(
-                f"the archive holds no image of modality '{model.spec.modality}', which the model is made for"
-            )
+        rows = _usable(model, index)
         forms = ["" if classifies else form_of(format, row) for row in rows]
         if not classifies:
             check_formats(forms, index, rows, probabilities=probabilities)
-        for row in rows:
-            model.check(row)
         raw = not all(is_index(Path(path)) for path in archive_paths)
         ranks.first_does(lambda: work.begin(keep_salt=raw, overwrite=overwrite))
-        how = {
-            "model": model.to(device).eval(),
-            "digest": model.digest,
-            "index": index,
-            "work": work,
-            "ranks": ranks,
-            "batch": batch,
-        }
+        model.to(device)
+        how = {"model": model, "digest": model.digest, "index": index, "work": work, "ranks": ranks, "batch": batch}
         broken = failures.refused(index, archive_paths, work.salt)
         shown = progress if ranks.first else None
         if classifies:
@@ -127,6 +115,18 @@ def predict(
     if not ranks.first:
         return {}
     return {"out": os.fspath(out_dir), "images_of_other_modalities": len(index.rows) - len(rows), **found}
+
+
+def _usable(model: TaskModel, index: Index) -> list[Row]:
+    """Return the images that the model is made for, after making sure that they have its channels."""
+    rows = [row for row in index.rows if row.modality == model.spec.modality]
+    if not rows:
+        raise ConfigError(
+            f"the archive holds no image of modality '{model.spec.modality}', which the model is made for"
+        )
+    for row in rows:
+        model.check(row)
+    return rows
 
 
 def _segment(
