@@ -184,7 +184,8 @@ def _classify(
 
     def begin() -> dict[str, Any]:
         finished = {} if overwrite else task.work.finished(wanted)
-        chances = {key: line["chances"] for key, line in finished.items() if "chances" in line}
+        chances = {key: line.get("chances", ()) for key, line in finished.items()}
+        chances = {key: some for key, some in chances.items() if len(some) == len(task.model.classes)}
         return {"finished": chances, "resumed": {"images": len(chances), "blocks": 0}, "discarded": 0}
 
     before = task.ranks.first_does(begin)

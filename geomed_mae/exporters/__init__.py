@@ -4,8 +4,8 @@ The folder is the registry: an exporter is a module in it (or an entry point of 
 
     TAKES: tuple[str, ...]      "encoder", "model" or both; where a target takes encoders alone, a fine-tuned run gives
                                 its fine-tuned encoder
-    export(request, out)        writes the folder `out`; returns a dict: what was written (`folder`, `files`), what it
-                                takes (`channels`, `input_size`) and `parity`, what `proof.prove` returns
+    export(request, out)        writes the folder `out`; returns `folder.outcome` with `parity`, which `proof.prove`
+                                returns
 
 and, where it applies,
 

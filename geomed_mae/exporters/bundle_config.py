@@ -15,7 +15,7 @@ from typing import Any
 from geomed_mae.archives.statistics import MAX_SAMPLES, NORMAL_SPAN
 from geomed_mae.errors import ConfigError
 from geomed_mae.exporters.request import Request
-from geomed_mae.heads.tiling import LEAST_WEIGHT, SIGMA
+from geomed_mae.heads.tiling import AT_MARGIN, LEAST_WEIGHT, SIGMA
 
 IMAGE, PRED = "image", "pred"
 WINDOWS = 4
@@ -179,7 +179,8 @@ def _window_weight(request: Request) -> str:
     """An expression of `heads.tiling.blending_weight`, (1, 1, x, y[, z])."""
     size, letters = list(request.size[::-1]), "ijk"[: len(request.size)]
     line = f"torch.exp(-0.5 * ((torch.arange(s).double() - (s - 1) / 2) / ({SIGMA} * s)) ** 2)"
-    lines = f"*[(lambda g: (g / g.max()).clamp(min={LEAST_WEIGHT}))(line(s)) for s in {size}]"
+    inside = f"((g / g.max() - {AT_MARGIN}) / {1 - AT_MARGIN}).clamp(min={LEAST_WEIGHT})"
+    lines = f"*[(lambda g: {inside})(line(s)) for s in {size}]"
     product = f"torch.einsum('{','.join(letters)}->{letters}', {lines})"
     return f"$(lambda line: {product}.float()[None, None])(lambda s: {line})"
 

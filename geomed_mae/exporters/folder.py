@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from geomed_mae.archives.seen import Seen
 from geomed_mae.errors import ConfigError, OutputError
@@ -54,6 +55,23 @@ def building(out: Path) -> Iterator[Path]:
 def written(out: Path) -> list[str]:
     """Return the names of all files of an export, relative to it, sorted; `files` of a result."""
     return sorted(str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file())
+
+
+def outcome(request: Request, out: Path, **more: Any) -> dict[str, Any]:
+    """Return the result of an export: where and what was written, what it takes, and what the target has to add.
+
+    Args:
+        request: what was exported.
+        out: the folder that was written.
+        more: `parity`, and whatever else a user of the target wants to know; or what is otherwise in this target.
+    """
+    return {
+        "folder": str(out),
+        "files": written(out),
+        "channels": [entry.channel.name for entry in request.entries],
+        "input_size": [len(request.entries), *request.size],
+        **more,
+    }
 
 
 def carry_native(request: Request, folder: Path) -> None:

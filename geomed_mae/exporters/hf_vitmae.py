@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from geomed_mae.errors import ConfigError, MissingExtraError
 from geomed_mae.exporters.card import CONTRACT, NORMALISED, README, contract_json, model_card
-from geomed_mae.exporters.folder import building, carry_record, written
+from geomed_mae.exporters.folder import building, carry_record, outcome
 from geomed_mae.exporters.proof import TOLERANCE, Trial, ours, prove, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.models.mae import MaskedAutoencoder
@@ -81,14 +81,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         (folder / README).write_text(_card(request), encoding="utf-8")
         carry_record(request, folder)
         proven = _prove(request, folder, given)
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "architecture": config["architectures"][0],
-        "channels": [channel.name for channel in request.channels],
-        "input_size": [len(request.entries), *request.size],
-        **proven,
-    }
+    return outcome(request, out, architecture=config["architectures"][0], **proven)
 
 
 def _check(request: Request) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from geomed_mae.errors import ConfigError, IntegrityError, MissingExtraError
 from geomed_mae.exporters.bundle_config import IMAGE, PRED, inference_config
 from geomed_mae.exporters.card import NORMALISED, model_card
-from geomed_mae.exporters.folder import building, carry_native, written
+from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.model_units import AxesReversed, in_model_units, reversed_axes
 from geomed_mae.exporters.proof import ours, prove, trial
 from geomed_mae.exporters.request import Request
@@ -73,13 +73,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         _write(folder, request, config)
         carry_native(request, folder)
         parity, same = _proven(folder, request)
-    result = {
-        "folder": str(out),
-        "files": written(out),
-        "channels": [channel.name for channel in request.channels],
-        "input_size": list(request.size),
-        "parity": parity,
-    }
+    result = outcome(request, out, parity=parity)
     return result if same is None else {**result, "same_class": same}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from geomed_mae.exporters.card import CONTRACT, README, contract_json, model_card
-from geomed_mae.exporters.folder import building, carry_native, written
+from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.graph import GRAPH_TOLERANCE, Graph, answers, comparisons, size_note, traced
 from geomed_mae.exporters.onnx_file import (
     contract_properties,
@@ -71,17 +71,15 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
         (folder / README).write_text(_card(graph), encoding="utf-8")
         carry_native(request, folder)
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "channels": [entry.channel.name for entry in request.entries],
-        "input_size": list(request.size),
-        "any_size": graph.dynamic,
-        "outputs": list(graph.outputs),
-        "opset": OPSET,
-        "seconds": round(time.monotonic() - start, 1),
-        "parity": parity,
-    }
+    return outcome(
+        request,
+        out,
+        any_size=graph.dynamic,
+        outputs=list(graph.outputs),
+        opset=OPSET,
+        seconds=round(time.monotonic() - start, 1),
+        parity=parity,
+    )
 
 
 def _parity(graph: Graph, file: Path) -> dict[str, Any]:

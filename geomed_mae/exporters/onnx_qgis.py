@@ -27,7 +27,7 @@ from torch import Tensor
 
 from geomed_mae.errors import ConfigError
 from geomed_mae.exporters.card import CONTRACT, README, contract_json, model_card
-from geomed_mae.exporters.folder import building, carry_native, written
+from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.graph import GRAPH_TOLERANCE, Graph, comparisons, traced
 from geomed_mae.exporters.onnx_file import (
     contract_properties,
@@ -123,16 +123,14 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
         (folder / README).write_text(_card(graph, kinds, resolution), encoding="utf-8")
         carry_native(request, folder)
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "channels": [entry.channel.name for entry in request.entries],
-        "input_size": list(request.size),
-        "resolution_cm": resolution,
-        "classes": list(request.task.classes),
-        "models": {stored.file: stored.said for stored in kinds},
-        "parity": max(parities, key=lambda one: one["largest_relative_difference"]),
-    }
+    return outcome(
+        request,
+        out,
+        resolution_cm=resolution,
+        classes=list(request.task.classes),
+        models={stored.file: stored.said for stored in kinds},
+        parity=max(parities, key=lambda one: one["largest_relative_difference"]),
+    )
 
 
 def _check(request: Request) -> None:

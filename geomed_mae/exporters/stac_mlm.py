@@ -26,7 +26,7 @@ from torch import Tensor
 from geomed_mae.errors import MissingExtraError
 from geomed_mae.exporters.card import CONTRACT, NORMALISED, README, contract_json, model_card, physics
 from geomed_mae.exporters.fixed import fixed, parameters
-from geomed_mae.exporters.folder import ENCODER_FOLDER, MODEL_FOLDER, building, carry_native, written
+from geomed_mae.exporters.folder import ENCODER_FOLDER, MODEL_FOLDER, building, carry_native, outcome
 from geomed_mae.exporters.graph import traced
 from geomed_mae.exporters.model_units import unscaled
 from geomed_mae.exporters.proof import Trial, ours, prove, trial
@@ -83,14 +83,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
             runtime=f"pystac and torch {torch.__version__.split('+', maxsplit=1)[0]}",
             compared=f"{_output_names(request)[0]} on {given.source} and noise, scaled as the item says",
         )
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "item": str(Path(out) / ITEM),
-        "channels": [channel.name for channel in request.channels],
-        "input_size": list(request.size),
-        "parity": parity,
-    }
+    return outcome(request, out, item=str(Path(out) / ITEM), parity=parity)
 
 
 # ------------------------------------------------------------------------------------------------------ the item

@@ -29,7 +29,7 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from geomed_mae.exporters.card import CONTRACT, NORMALISED, README, contract_json, model_card
-from geomed_mae.exporters.folder import building, carry_record, written
+from geomed_mae.exporters.folder import building, carry_record, outcome
 from geomed_mae.exporters.proof import Trial, difference, ours, prove, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.image import Channel
@@ -90,15 +90,14 @@ def export(request: Request, out: Path) -> dict[str, Any]:
             compared=f"tokens of {given.source} and of noise",
         )
         apart = difference(ours(request, given).tokens, theirs)
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "architecture": config["architecture"],
-        "channels": [channel.name for channel in request.channels],
-        "input_size": config["pretrained_cfg"]["input_size"],
-        "largest_relative_difference": apart,
-        "parity": parity,
-    }
+    return outcome(
+        request,
+        out,
+        input_size=config["pretrained_cfg"]["input_size"],  # of the plain ViT: a volume goes in as planes
+        architecture=config["architecture"],
+        largest_relative_difference=apart,
+        parity=parity,
+    )
 
 
 def fold(

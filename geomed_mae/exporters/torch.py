@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from geomed_mae.exporters.card import CONTRACT, README, contract_json, model_card
-from geomed_mae.exporters.folder import building, carry_native, written
+from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.graph import Graph, answers, comparisons, size_note, traced
 from geomed_mae.exporters.proof import TOLERANCE, prove
 from geomed_mae.exporters.request import Request
@@ -57,15 +57,13 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
         (folder / README).write_text(_card(graph), encoding="utf-8")
         carry_native(request, folder)
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "channels": [entry.channel.name for entry in request.entries],
-        "input_size": list(request.size),
-        "any_size": graph.dynamic,
-        "outputs": list(graph.outputs),
-        "parity": parity,
-    }
+    return outcome(
+        request,
+        out,
+        any_size=graph.dynamic,
+        outputs=list(graph.outputs),
+        parity=parity,
+    )
 
 
 def _parity(graph: Graph, file: Path) -> dict[str, Any]:

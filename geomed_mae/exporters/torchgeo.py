@@ -23,7 +23,7 @@ from torch import Tensor
 from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.exporters import timm
 from geomed_mae.exporters.card import NORMALISED, README, model_card
-from geomed_mae.exporters.folder import building, written
+from geomed_mae.exporters.folder import building, outcome
 from geomed_mae.exporters.proof import Trial, ours, prove, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.models.manifest import MANIFEST
@@ -81,15 +81,13 @@ def export(request: Request, out: Path) -> dict[str, Any]:
             runtime=f"timm {timm_library.__version__}, as TorchGeo loads it",
             compared=f"tokens of {given.source} and of noise",
         )
-    return {
-        "folder": str(out),
-        "files": written(out),
-        "channels": [channel.name for channel in request.channels],
-        "input_size": list(request.size),
-        "model": named or f"local-dir:{out}",
-        "by_name": named is not None,
-        "parity": parity,
-    }
+    return outcome(
+        request,
+        out,
+        model=named or f"local-dir:{out}",
+        by_name=named is not None,
+        parity=parity,
+    )
 
 
 def _timm_folder(request: Request, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The answer of a segmentation model for one block of an image, blended from all windows that reach into it.
 
 Class probabilities of overlapping windows are averaged with a Gaussian weight (nnU-Net, Isensee et al. 2021), because a
-token map is least sure at a window's border. Windows are computed in an order and in batches that follow from the block
+token map is least sure at a window's border; here it falls to 0 there (`tiling.MARGIN`), so that the middle of a window
+is answered by that window alone. Windows are computed in an order and in batches that follow from the block
 alone, so that the same block gives the same bits again.
 """
 

@@ -20,8 +20,13 @@ Start = tuple[int, ...]
 
 SIGMA = 1 / 8
 """Standard deviation of the blending weight as a share of the window."""
-LEAST_WEIGHT = 1e-3
-"""Smallest weight along an axis: the image's corners are seen by one window's corner alone."""
+MARGIN = 1 / 8
+"""Share of the window at each of its ends that has no say where another window has: with windows half apart, the middle
+quarter of each is answered by that window alone."""
+LEAST_WEIGHT = 1e-6
+"""Weight along an axis within the margin: the image's corners are seen by one window's corner alone."""
+AT_MARGIN = math.exp(-0.5 * ((0.5 - MARGIN) / SIGMA) ** 2)
+"""The Gaussian where the margin begins."""
 SUMS_BYTES = 64 << 20
 """Memory for a block's weighted sums, 4 bytes a class and pixel."""
 VOLUME_SUMS_BYTES = 512 << 20
@@ -68,11 +73,15 @@ def tile_starts(size: int, window: int) -> list[int]:
 
 
 def blending_weight(window: Sequence[int]) -> np.ndarray:
-    """Return the float32 weight of a window's pixels, 1 in the middle."""
+    """Return the float32 weight of a window's pixels: a Gaussian, 1 in the middle, that falls to 0 at the margin.
+
+    It has no step there, which would be seen as a seam.
+    """
     axes = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (SIGMA * size)) ** 2) for size in window]
     weight = np.ones(())
     for axis in axes:
-        weight = np.multiply.outer(weight, np.maximum(axis / axis.max(), LEAST_WEIGHT))
+        inside = (axis / axis.max() - AT_MARGIN) / (1 - AT_MARGIN)
+        weight = np.multiply.outer(weight, np.maximum(inside, LEAST_WEIGHT))
     return weight.astype(np.float32)
 
 

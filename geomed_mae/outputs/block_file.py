@@ -1,6 +1,6 @@
 """The answer for one block of an image, on disk until the whole image is put together.
 
-One line of JSON (fingerprint, SHA-256 of the rest, sizes of the strips), then strips of rows: class numbers, and where
+One line of JSON (mark, SHA-256 of the rest, sizes of the strips), then strips of rows: class numbers, and where
 they are asked for probabilities in steps of 1/65535, both compressed. Strips keep small what is in memory while blocks
 that lie side by side are put together. Probabilities are thirty times finer than any format of ours stores them.
 """
@@ -37,8 +37,8 @@ def strip_rows(shape: Sequence[int], classes: int, *, chances: bool) -> int:
     return max(1, STRIP_BYTES // across)
 
 
-def write_block(path: Path, answer: Answer, fingerprint: str, *, rows: int, chances: bool) -> None:
-    """Write an answer in strips of `rows`; the file appears whole or not at all.
+def write_block(path: Path, answer: Answer, mark: str, *, rows: int, chances: bool) -> None:
+    """Write an answer in strips of `rows` under a mark (`work.block_mark`); the file appears whole or not at all.
 
     Raises:
         OSError: the disk is full or the folder is gone.
@@ -55,7 +55,7 @@ def write_block(path: Path, answer: Answer, fingerprint: str, *, rows: int, chan
     total = hashlib.sha256()
     for part in parts:
         total.update(part)
-    head = {"fingerprint": fingerprint, "sha256": total.hexdigest(), "strips": strips}
+    head = {"mark": mark, "sha256": total.hexdigest(), "strips": strips}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:

@@ -20,15 +20,13 @@ from geomed_mae.errors import OutputError, ReadError
 from geomed_mae.image import RasterGeometry
 from geomed_mae.models.pretrained import PretrainedEncoder, token_geometry
 from geomed_mae.models.streaming import Scene, TileMeans, tile_box
+from geomed_mae.outputs import NAME_HEX
 from geomed_mae.outputs.failures import Failure, failure_of
 from geomed_mae.readers.geotiff.grid import footprints
 from geomed_mae.samples.memory import ImageCache
 from geomed_mae.writers import cog_tokens, nifti, token_preview
 from geomed_mae.writers.embedding_table import EmbeddingTable
 from geomed_mae.writers.token_spool import TokenSpool
-
-NAME_HEX = 16
-"""Digits of the key that name a file: 64 bits, ample within one folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

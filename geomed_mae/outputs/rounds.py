@@ -27,7 +27,7 @@ from geomed_mae.image import Geometry, RasterGeometry, VolumeGeometry
 from geomed_mae.outputs.block_file import put_together, strip_rows, write_block
 from geomed_mae.outputs.failures import Failure, failure_of
 from geomed_mae.outputs.formats import chances_name, writer_options
-from geomed_mae.outputs.work import DONE, NAME_HEX, Work, sha256, writing
+from geomed_mae.outputs.work import DONE, NAME_HEX, Work, block_mark, sha256, writing
 from geomed_mae.training.distributed import Ranks
 from geomed_mae.writers import NODATA, writer
 
@@ -172,8 +172,9 @@ class Segmenting:
             except ReadError as error:
                 failed[job.row.key] = failure_of(error)
                 continue
+            mark = block_mark(job.fingerprint, number)
             with writing(self.work.out):
-                write_block(self._file(job, number), found, job.fingerprint, rows=rows, chances=self.chances)
+                write_block(self._file(job, number), found, mark, rows=rows, chances=self.chances)
 
     def _finish(self, job: Job, lines: list[dict[str, Any]], failed: dict[str, Failure]) -> None:
         """Put an image together from its blocks and note its line of the table, or why it cannot be read."""

@@ -8,6 +8,9 @@
 Every block, and every line, carries a fingerprint of all that its content follows from: the model, the pixels of the
 image, the settings. Anything with another fingerprint is deleted. The folder goes when everything is finished; what it
 then says is in predictions.jsonl, from which a later `predict` learns the same. No file here names an input.
+
+OUT may be shared: links in the folder are removed and never followed, because what is in it is deleted; a salt that
+somebody else has left is not used, because who knows it can try names against keys.
 """
 
 from __future__ import annotations
@@ -19,21 +22,23 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from geomed_mae.archives.identity import SALT_BYTES, new_salt
-from geomed_mae.errors import OutputError
+from geomed_mae.errors import OutputError, SecurityError
+from geomed_mae.outputs import NAME_HEX
 
 FOLDER = ".predicting"
 TABLE = "predictions.jsonl"
-NAME_HEX = 16
-"""Digits of the key that name a file: 64 bits, ample within one folder."""
 DONE = "fingerprint"
 """Key of a line that says what the finished image follows from."""
 HASHED = 1 << 20
 """Bytes of a file that are hashed at a time."""
+MOST_HEAD = 16 << 20
+"""Bytes of a block's first line; ours have some thousand."""
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +62,28 @@ class Work:
 
         Raises:
             OutputError: it cannot be made, or another process predicts into it.
+            SecurityError: it is a link to another folder.
         """
+        if self.folder.is_symlink():
+            raise SecurityError(
+                f"'{self.folder}' is a link, and predict deletes what is in this folder; remove the link, or choose "
+                "another --out"
+            )
         with writing(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OutputError(f"another process predicts into '{self.out}'; wait for it or stop it") from None
-            if overwrite:
-                for entry in self.folder.iterdir():
-                    if entry.name != "lock":
-                        _remove(entry)
-            if keep_salt:
-                with contextlib.suppress(FileExistsError):
-                    descriptor = os.open(self.folder / "salt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                    with os.fdopen(descriptor, "wb") as file:
-                        file.write(self.salt)
+            for entry in self.folder.iterdir():
+                if entry.is_symlink() or (overwrite and entry.name != "lock"):
+                    _remove(entry)
+            if keep_salt and self._kept_salt() != self.salt:
+                (self.folder / "salt").unlink(missing_ok=True)
+                descriptor = os.open(self.folder / "salt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(self.salt)
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +117,7 @@ class Work:
                 for file in place.iterdir():
                     number = file.stem if file.suffix == ".block" else ""
                     known = key is not None and number.isdecimal() and int(number) < blocks[key]
-                    if not known or not valid_block(file, fingerprints[key]):
+                    if not known or not valid_block(file, block_mark(fingerprints[key], int(number))):
                         discarded += file.suffix == ".block"
                         _remove(file)
                 if not any(place.iterdir()):
@@ -120,7 +130,8 @@ class Work:
         for path in (self.out / TABLE, self.folder / "journal.jsonl"):
             for line in _lines(path):
                 key = line.get("key")
-                if key in fingerprints and line.get(DONE) == fingerprints[key] and self._holds(line):
+                known = isinstance(key, str) and key in fingerprints
+                if known and line.get(DONE) == fingerprints[key] and self._holds(line):
                     found[key] = line
         return found
 
@@ -138,18 +149,29 @@ class Work:
                 os.fsync(journal.fileno())
 
     def _holds(self, line: dict[str, Any]) -> bool:
-        files = line.get("sha256", {})
-        return isinstance(files, dict) and all(
+        """Return whether a line is whole, and its files are there and are what was written."""
+        if "chances" in line:
+            chances = line["chances"]
+            return isinstance(chances, list) and all(isinstance(one, float | int) and -1 < one < 2 for one in chances)
+        files, name = line.get("sha256"), line.get("file")
+        if not (isinstance(files, dict) and isinstance(name, str) and isinstance(line.get("pixels"), dict)):
+            return False
+        return name in files and all(
             Path(name).name == name and (self.out / name).is_file() and sha256(self.out / name) == digest
             for name, digest in files.items()
         )
 
     def _kept_salt(self) -> bytes | None:
+        """Return the salt of earlier work, if it is this user's."""
         try:
-            found = (self.folder / "salt").read_bytes()
+            descriptor = os.open(self.folder / "salt", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as file:
+                about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_size != SALT_BYTES:
+                    return None
+                return file.read(SALT_BYTES)
         except OSError:
             return None
-        return found if len(found) == SALT_BYTES else None
 
 
 @contextlib.contextmanager
@@ -176,25 +198,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def valid_block(path: Path, fingerprint: str) -> bool:
-    """Return whether a file is a whole block of work with this fingerprint."""
+def block_mark(fingerprint: str, number: int) -> str:
+    """Return what block `number` of an image carries, so that it stands for no other block of it."""
+    return f"{fingerprint}/{number}"
+
+
+def valid_block(path: Path, mark: str) -> bool:
+    """Return whether a file is a whole block of work with this mark (`block_mark`)."""
     try:
+        if not path.is_file():
+            return False  # a pipe would wait for ever
         with path.open("rb") as file:
-            head = json.loads(file.readline())
+            head = json.loads(file.readline(MOST_HEAD))
             total = hashlib.sha256()
             while data := file.read(HASHED):
                 total.update(data)
-            return head["fingerprint"] == fingerprint and head["sha256"] == total.hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
+            return head["mark"] == mark and head["sha256"] == total.hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file's lines, those that are whole."""
+    if not path.is_file():
+        return
     try:
         with path.open(encoding="utf-8") as file:
             for text in file:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     line = json.loads(text)
                     if isinstance(line, dict):
                         yield line

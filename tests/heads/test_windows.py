@@ -128,6 +128,12 @@ def test_weight_is_symmetric_positive_and_highest_in_the_middle():
     assert weight.min() > 0 and weight.max() == 1 and weight[4, 6] == weight.max()
 
 
+def test_weight_falls_to_the_margin_without_a_step():
+    line = blending_weight((64,))
+    assert (line[:8] == line[0]).all() and line[0] == line[-1] < 1e-5
+    assert np.abs(np.diff(line)).max() < 0.1 and line[8] - line[7] < 0.01
+
+
 @pytest.mark.parametrize("shape", [(70, 90), (10, 100)])
 def test_bands_put_together_are_the_class_map_with_its_probabilities(tmp_path, shape):
     index, values = scene(tmp_path, shape, nodata=0)
