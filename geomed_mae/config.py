@@ -7,6 +7,7 @@ results. Files of them are read and written by `recipe_file`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -238,6 +239,25 @@ CODE_LENGTHS = {"scheme": 16, "value": 16, "meaning": 64}
 """What a code consists of, and how long each part may be (DICOM PS3.5, value representations SH and LO)."""
 
 
+def check_codes(codes: Mapping[str, Mapping[str, str]], classes: Sequence[str]) -> None:
+    """Make sure that the codes of classes can stand in a DICOM object.
+
+    Raises:
+        ValueError: a code of no class, without one of its parts, or with a text that DICOM cannot hold.
+    """
+    for name, code in codes.items():
+        if name not in classes:
+            raise ValueError(f"codes: '{name}' is none of the classes {', '.join(classes)}")
+        for part, longest in CODE_LENGTHS.items():
+            text = code.get(part, "")
+            if not 0 < len(text.strip()) <= longest or "\\" in text or not text.isprintable():
+                raise ValueError(
+                    f"codes.{name}: {part} is 1 to {longest} printed characters without a backslash, not {text!r}"
+                )
+        if code.get("category", "tissue") not in CODE_CATEGORIES:
+            raise ValueError(f"codes.{name}: category '{code['category']}' is none of {', '.join(CODE_CATEGORIES)}")
+
+
 class HeadConfig(Section):
     """The downstream task: what is asked, by which head, with which loss."""
 
@@ -274,16 +294,7 @@ class HeadConfig(Section):
 
     @model_validator(mode="after")
     def _codes_are_codes_of_classes(self) -> HeadConfig:
-        for name, code in (self.codes or {}).items():
-            if name not in self.classes:
-                raise ValueError(f"codes: '{name}' is none of the classes {', '.join(self.classes)}")
-            for part, longest in CODE_LENGTHS.items():
-                if not 0 < len(code.get(part, "").strip()) <= longest or "\\" in code[part]:
-                    raise ValueError(
-                        f"codes.{name}: {part} is 1 to {longest} characters without a backslash, not {code.get(part)!r}"
-                    )
-            if code.get("category", "tissue") not in CODE_CATEGORIES:
-                raise ValueError(f"codes.{name}: category '{code['category']}' is none of {', '.join(CODE_CATEGORIES)}")
+        check_codes(self.codes or {}, self.classes)
         return self
 
 

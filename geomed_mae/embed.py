@@ -29,15 +29,13 @@ from geomed_mae.models.pretrained import PretrainedEncoder
 from geomed_mae.models.pretrained import read_out as blocks_of
 from geomed_mae.models.streaming import Scene, TileMeans
 from geomed_mae.outputs.embedding import Done, Job, described, draw_previews, embed_all, waiting_room
-from geomed_mae.outputs.failures import refused, told
+from geomed_mae.outputs.failures import ALL_BAD, refused, told
 from geomed_mae.samples.memory import CACHE_SHARE, ImageCache
 from geomed_mae.training.loop import pick_device
 from geomed_mae.writers import cog_tokens, embedding_table
 from geomed_mae.writers.embedding_table import EmbeddingTable
 
 TABLE = "embeddings.parquet"
-ALL_BAD = 1.0
-"""Share of broken files of a raw archive that embed puts up with: each is told, the others are embedded."""
 WHOLE_MB = 128
 """Decoded images up to this size are decoded once; larger ones are read part by part."""
 
@@ -149,6 +147,9 @@ def search(
             f"'{path}' was written by another encoder: vectors of different encoders cannot be compared. Give that "
             f"one, or write the table with this: geomed-mae embed '{encoder}' --archive PATH --out DIR"
         )
+    layers = tuple(about["model"]["layers"])
+    if max(layers) >= model.spec.depth or len(layers) * model.spec.dim != about["embedding"]["dim"]:
+        raise ConfigError(f"'{path}' does not hold what this encoder gives; write it again with embed --archive")
     index, rows = _known_images(model, [image])
     if len(rows) != 1:
         raise ConfigError(f"'{image}' holds {len(rows)} images; search with the path of one of them")
@@ -158,7 +159,6 @@ def search(
     cache = ImageCache(index, WHOLE_MB * CACHE_SHARE)
     scene = Scene.of_row(row, lambda window: cache.read(row, window), channels)
     box = None if at is None else _box_around(at, row, about.get("tile_px"))
-    layers = tuple(about["model"]["layers"])
     means = TileMeans(len(layers) * model.spec.dim)
     stream = model.stream(scene if box is None else _part(scene, box), layers=layers)
     (vector, _), *_ = [found for window in stream if (found := means.add(window)) is not None]

@@ -21,7 +21,7 @@ from geomed_mae.exporters.request import ask
 from geomed_mae.heads.task_model import CONFIG, FOLDER, TaskModel, load_task_model
 from geomed_mae.heads.task_model import FORMAT as TASK_FORMAT
 from geomed_mae.image import Image
-from geomed_mae.models.contract import Contract, channel_names
+from geomed_mae.models.contract import channel_names
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.manifest import MANIFEST
@@ -107,7 +107,7 @@ def export(
         mae=opened.mae,
         mask_ratio=opened.mask_ratio,
         tuned=opened.tuned,
-        image=None if image is None else _image(image, opened.encoder.contract, chosen["modality"]),
+        image=None if image is None else _image(image, opened, chosen["modality"]),
         **chosen,
     )
     result = plugin.export(request, out)
@@ -135,9 +135,11 @@ def is_task_model(path: Path) -> bool:
     """Return whether `path` is a fine-tuned run, an export with its model, or a model folder."""
     if (path / FOLDER / MANIFEST).is_file():
         return True
+    if not (path / CONFIG).is_file():  # a pipe would wait for ever
+        return False
     try:
         return json.loads((path / CONFIG).read_text(encoding="utf-8")).get("format") == TASK_FORMAT
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -198,6 +200,8 @@ def _fitting(opened: Opened, target: str, plugin: ModuleType, chosen: dict[str, 
     return Opened(encoder=opened.encoder, tuned=True), note
 
 
-def _image(path: str | Path, contract: Contract, modality: str | None) -> Image:
+def _image(path: str | Path, opened: Opened, modality: str | None) -> Image:
     """Read the image to compare on as the modality that is exported, or as one that the encoder knows."""
+    contract = opened.encoder.contract
+    modality = modality or (None if opened.task is None else opened.task.spec.modality)
     return image_of(path, contract if modality is None else replace(contract, channels=contract.of(modality)))

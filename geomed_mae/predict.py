@@ -22,22 +22,18 @@ from geomed_mae.errors import ConfigError
 from geomed_mae.heads.task_model import TaskModel, load_task_model
 from geomed_mae.outputs import failures
 from geomed_mae.outputs.classifying import Classifying
-from geomed_mae.outputs.formats import check_formats, form_of
+from geomed_mae.outputs.formats import check_formats, forms_of, known_format
 from geomed_mae.outputs.rounds import Segmenting
-from geomed_mae.outputs.work import NAME_HEX, TABLE, Work
+from geomed_mae.outputs.work import TABLE, Work
 from geomed_mae.readers.child import close_children
 from geomed_mae.scoring.decisions import decide
 from geomed_mae.training.distributed import Ranks
 from geomed_mae.training.study_files import refuse_study
 from geomed_mae.writers import class_table, complete_file
 
-__all__ = ["NAME_HEX", "TABLE", "predict"]
-
 TIMEOUT_S = 6 * 3600
 """How long a process waits for the others, which may be busy with a large image."""
 AGAIN = "What is finished is kept: start all processes again, they go on from there"
-ALL_BAD = 1.0
-"""Share of broken files of a raw archive that predict puts up with: each is told, the others are predicted."""
 
 
 def predict(
@@ -61,7 +57,7 @@ def predict(
         run: fine-tuning run.
         archive_paths: raw files and folders, or an INDEX; several processes need an INDEX.
         out_dir: folder for the maps and `predictions.jsonl`; maps of the same name are replaced.
-        format: "cog", "nifti", "dicom-seg", or "auto": COG for rasters and NIfTI for everything else.
+        format: name of a writer, or "auto": COG for rasters and NIfTI for everything else.
         split: part of the stored split of each INDEX that alone is used.
         probabilities: also write the probability of every class; a table has them anyway.
         batch: windows computed at a time.
@@ -85,6 +81,7 @@ def predict(
         raise ConfigError("this run classifies images and writes a table: leave --format and --probabilities out")
     if batch < 1:
         raise ConfigError(f"--batch is {batch}; it must be 1 or more")
+    known_format(format)
     keep_apart(out_dir, archive_paths)
     ranks = Ranks.from_environment()
     if not ranks.alone and not all(is_index(Path(path)) for path in archive_paths):
@@ -94,13 +91,13 @@ def predict(
         )
     device = ranks.device("auto")
     with ranks.joined(device, TIMEOUT_S, again=AGAIN), Work(out_dir) as work:
-        index = open_archive(archive_paths, [model.spec.modality], part=split, max_bad=ALL_BAD, salt=work.salt)
+        index = open_archive(archive_paths, [model.spec.modality], part=split, max_bad=failures.ALL_BAD, salt=work.salt)
         close_children()  # one that has scanned a large scene holds on to memory
         ranks.check_same(index.fingerprint, "the processes see different archives; give all of them the same INDEX")
         rows = _usable(model, index)
-        forms = ["" if classifies else form_of(format, row) for row in rows]
+        forms = [""] * len(rows) if classifies else forms_of(format, rows)
         if not classifies:
-            check_formats(forms, index, rows, probabilities=probabilities)
+            check_formats(forms, index, rows, model.classes, probabilities=probabilities)
         raw = not all(is_index(Path(path)) for path in archive_paths)
         ranks.first_does(lambda: work.begin(keep_salt=raw, overwrite=overwrite))
         model.to(device)

@@ -20,10 +20,12 @@ def elsewhere(code: str, *args: str | Path, timeout_s: int = 300) -> Any:
     Raises:
         AssertionError: it failed; the message is what it said on stderr.
     """
+    # Our readers switch GDAL drivers off by the environment, which another program would not have from us.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GDAL_")}
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED + dedent(code), *map(str, args)],
         cwd="/",
-        env={**os.environ, **OFFLINE},
+        env={**own, **OFFLINE},
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -136,11 +136,21 @@ def archive(tmp_path_factory):
     return root, tokens | {"ZqTEXTKANARIENVOGEL", "KANARIENVOGEL"}
 
 
-def run(*words: object) -> bytes:
-    """Run the command line; return what it says, on either stream, and demand that it works."""
-    done = subprocess.run(
-        [sys.executable, "-m", "geomed_mae", *map(str, words)], capture_output=True, timeout=300, check=False
-    )
+COMMANDS = """
+import json, sys
+from geomed_mae.cli import main
+for words in json.loads(sys.argv[1]):
+    main(words, standalone_mode=False)
+"""
+
+
+def run(*commands: tuple[object, ...]) -> bytes:
+    """Run commands, one after the other in one process of their own, and let them say all that they have to say.
+
+    Return what they say, on either stream, and demand that they work.
+    """
+    words = json.dumps([["-vv", *map(str, command)] for command in commands])
+    done = subprocess.run([sys.executable, "-c", COMMANDS, words], capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return done.stdout + done.stderr
 
@@ -167,11 +177,13 @@ def public_bytes(folder: Path) -> dict[str, bytes]:
 def leaks(content: bytes, tokens: set[str], *, known: bytes = b"") -> list[str]:
     """Return the canaries in `content`, in any of three encodings, in any case."""
     low = content.replace(known, b"").lower()
-    return [
-        one
-        for one in sorted(tokens)
-        if any(one.lower().encode(code) in low for code in ("utf-8", "utf-16le", "utf-16be"))
-    ]
+
+    def holds(text: str) -> bool:
+        return any(text.lower().encode(code) in low for code in ("utf-8", "utf-16le", "utf-16be"))
+
+    # Thousands of them begin alike: what does not hold the beginning holds none of them.
+    begun = {start for start in {one[:4] for one in tokens} if holds(start)}
+    return [one for one in sorted(tokens) if one[:4] in begun and holds(one)]
 
 
 def leaking(said: dict[str, bytes], tokens: set[str]) -> dict[str, list[str]]:
@@ -197,26 +209,24 @@ def test_the_canary_is_found_where_it_is(archive):
 
 def test_no_identifier_reaches_a_public_output(archive, tmp_path):
     root, tokens = archive
+    index, trained = tmp_path / "index", tmp_path / "run"
     how = ("--modality", "mr", "--max-bad", "50%", "--split", "group")
-    said = {"scan": run("-vv", "scan", root, "--out", tmp_path / "index", *how)}
-    closed(tmp_path / "index")
-    said["inspect"] = run("-vv", "inspect", root / "ZqFILEKANARIENVOGEL0_0.dcm", "--json")
-    said["inspect enhanced"] = run("inspect", root / "ZqFILEKANARIENVOGEL_enhanced", "--json")
-    small = [
-        "train.steps=2",
-        "train.batch_size=2",
-        "train.checkpoint_every=2",
-        "model.depth=1",
-        "data.crop_3d=[4, 32, 32]",
-    ]
-    overrides = [word for one in small for word in ("--set", one)]
-    said["pretrain"] = run(
-        "-vv", "pretrain", "pretrain_mr_tiny", "--archive", tmp_path / "index", "--out", tmp_path / "run", *overrides
-    )
-    said["report"] = run("-vv", "report", tmp_path / "run")
-    said["embed"] = run("embed", tmp_path / "run", "--archive", tmp_path / "index", "--out", tmp_path / "vectors")
-    how = ("--to", "timm", "--modality", "mr", "--out", tmp_path / "timm")
-    said["export"] = run("-vv", "export", tmp_path / "run", *how)
+    small = ("steps=2", "batch_size=2", "checkpoint_every=2")
+    changes = (*(f"train.{one}" for one in small), "model.depth=1", "data.crop_3d=[4, 32, 32]")
+    overrides = [word for one in changes for word in ("--set", one)]
+    said = {
+        "commands": run(
+            ("scan", root, "--out", index, *how),
+            ("inspect", root / "ZqFILEKANARIENVOGEL0_0.dcm", "--json"),
+            ("inspect", root / "ZqFILEKANARIENVOGEL_enhanced", "--json"),
+            ("pretrain", "pretrain_mr_tiny", "--archive", index, "--out", trained, *overrides),
+            ("report", trained),
+            ("embed", trained, "--archive", index, "--out", tmp_path / "vectors"),
+            ("export", trained, "--to", "timm", "--modality", "mr", "--out", tmp_path / "timm"),
+        )
+    }
+    assert b"DEBUG" in said["commands"], "they say all that they can"
+    closed(index)
     for folder in ("index", "run", "vectors", "timm"):
         said |= {f"{folder}/{name}": content for name, content in public_bytes(tmp_path / folder).items()}
     assert leaking(said, tokens) == {}
@@ -332,35 +342,23 @@ def test_no_text_of_the_other_formats_reaches_a_public_output(others, tmp_path, 
     folder = root / modality
     assert len(leaks(b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file()), tokens)) > 2
     words = ("--modality", modality) if named else ()
-    said = {"scan": run("-vv", "scan", folder, "--out", tmp_path / "index", "--max-bad", "100%", *words)}
-    closed(tmp_path / "index")
-    said["inspect"] = run("-vv", "inspect", tmp_path / "index", "--json")
-    said |= {f"index/{name}": content for name, content in public_bytes(tmp_path / "index").items()}
+    index = tmp_path / "index"
+    scan = ("scan", folder, "--out", index, "--max-bad", "100%", *words)
+    said = {"commands": run(scan, ("inspect", index, "--json"))}
+    closed(index)
+    said |= {f"index/{name}": content for name, content in public_bytes(index).items()}
     assert leaking(said, tokens) == {}
 
 
 def test_no_text_of_a_geotiff_reaches_a_run(others, tmp_path):
     root, tokens = others
-    said = {"scan": run("scan", root / "landsat7", "--out", tmp_path / "index", "--max-bad", "100%",
-                        "--modality", "landsat7")}  # fmt: skip
-    small = [
-        "train.steps=2",
-        "train.batch_size=2",
-        "train.checkpoint_every=2",
-        "model.depth=1",
-        "data.crop_2d=[32, 32]",
-    ]
-    overrides = [word for one in small for word in ("--set", one)]
-    said["pretrain"] = run(
-        "-vv",
-        "pretrain",
-        "pretrain_landsat7_tiny",
-        "--archive",
-        tmp_path / "index",
-        "--out",
-        tmp_path / "run",
-        *overrides,
-    )
+    index = tmp_path / "index"
+    small = ("steps=2", "batch_size=2", "checkpoint_every=2")
+    changes = (*(f"train.{one}" for one in small), "model.depth=1", "data.crop_2d=[32, 32]")
+    overrides = [word for one in changes for word in ("--set", one)]
+    scan = ("scan", root / "landsat7", "--out", index, "--max-bad", "100%", "--modality", "landsat7")
+    train = ("pretrain", "pretrain_landsat7_tiny", "--archive", index, "--out", tmp_path / "run", *overrides)
+    said = {"commands": run(scan, train)}
     said |= public_bytes(tmp_path / "run")
     assert leaking(said, tokens) == {}
 

@@ -183,6 +183,12 @@ def test_every_export_target_is_in_the_help():
     assert [name for name in names if name not in re.split(r"[ ,.]+", text)] == []
 
 
+def test_every_format_of_predict_is_in_the_help():
+    text = next(option.help for option in cli.main.commands["predict"].params if "--format" in option.opts)
+    names = [name.replace("_", "-") for name in plugin_names("writers", marker="SUFFIX")]
+    assert [name for name in names if name not in re.split(r"[ ,.:]+", text)] == []
+
+
 def test_doctor_finds_nothing_wrong_with_the_test_environment():
     result = run("doctor")
     assert result.exit_code == 0

@@ -246,7 +246,7 @@ def test_a_run_of_an_older_version_is_named(folder, index, tmp_path):
 
 
 def test_a_format_of_maps_is_refused_for_a_run_that_classifies(folder, index, tmp_path):
-    with pytest.raises(ConfigError, match="classifies images and writes a table: leave --format cog out"):
+    with pytest.raises(ConfigError, match="writes a table: leave --format and --probabilities out"):
         predict(made_run(tmp_path / "run", index), [folder / "index"], tmp_path / "out", format="cog")
 
 

@@ -67,6 +67,7 @@ def asked_of(monkeypatch, **names):
         ({"size": "64x64"}, "--size is whole numbers with commas between, for example 224,224, not '64x64'"),
         ({"spacing": "30 m"}, "--spacing is numbers with commas between, for example 20,20, not '30 m'"),
         ({"spacing": "30,30"}, "means nothing to this encoder, whose positions count patches"),
+        ({"size": "64"}, "--size 64: give rows,columns for images or slices,rows,columns"),
         ({"size": "65,64"}, r"size \[65, 64\] is not a multiple of the patch"),
         ({"channels": "B3,"}, "are no different names of channels"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import nibabel
@@ -21,6 +22,7 @@ from geomed_mae.predict import predict
 from geomed_mae.readers import LabelQuery, read_labels
 from geomed_mae.recipe_file import build_recipe, dump_recipe
 from geomed_mae.scan import scan
+from geomed_mae.writers import dicom_seg
 from tests.consumer import elsewhere
 from tests.heads.given import task_model
 from tests.make_dicom import dataset, enhanced, save, uid, write_series
@@ -170,9 +172,28 @@ def test_a_radiograph_gets_one_frame_a_segment(tmp_path):
 def test_images_that_are_not_dicom_are_refused_before_anything_is_written(tmp_path):
     mr_volume(tmp_path / "in" / "v.nii.gz", None, shape=(20, 24, 16))
     run = model_of(tmp_path / "run", tmp_path / "in", "mr", (4, 16, 16))
-    with pytest.raises(ConfigError, match=r"1 of 1 images are no DICOM, .*read as nifti; use --format nifti"):
+    with pytest.raises(ConfigError, match=r"1 of 1 images are no DICOM, .*v.nii.gz', read as nifti; .* --format nifti"):
         predict(run, [tmp_path / "in"], tmp_path / "out", format="dicom-seg")
     assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_that_no_object_can_hold_are_refused_before_anything_is_written(volumes, tmp_path, monkeypatch):
+    run, archive = volumes
+    monkeypatch.setattr(dicom_seg, "MOST_BYTES", 2 * math.prod(SHAPE) - 1)
+    with pytest.raises(ConfigError, match=r"2 segments of 9 x 20 x 24 voxels .* --probabilities out, or use"):
+        predict(run, [archive], tmp_path / "out", format="dicom-seg", probabilities=True)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(dicom_seg, "MOST_BYTES", 2 * math.prod(SHAPE))
+    dicom_seg.check_chances(SHAPE, CLASSES)
+
+
+def test_series_of_other_modalities_in_the_patients_folder_are_counted_and_no_failure(volumes, tmp_path):
+    run, _ = volumes
+    write_series(tmp_path / "in" / "ct", values(), SeriesInstanceUID=uid("a"), **WHO)
+    others = write_series(tmp_path / "in" / "mr", values(), SeriesInstanceUID=uid("b"), **{**WHO, "Modality": "MR"})
+    found = predict(run, [tmp_path / "in"], tmp_path / "out", format="dicom-seg")
+    assert found["images"] == 1 and "failed" not in found
+    assert found["files_of_other_modalities"] == len(others)
 
 
 def test_a_file_that_was_replaced_since_the_scan_fails_alone(volumes, tmp_path):
@@ -219,10 +240,10 @@ def test_the_tilted_series_of_a_scanner_round_trips(shared_data, tmp_path):
             {"lung": {"scheme": "SCT", "value": "1", "meaning": "Lung"}},
             "'lung' is none of the classes background, liver",
         ),
-        ({"liver": {"scheme": "SCT", "value": "1"}}, "codes.liver: meaning is 1 to 64 characters"),
+        ({"liver": {"scheme": "SCT", "value": "1"}}, "codes.liver: meaning is 1 to 64 printed characters"),
         (
             {"liver": {"scheme": "SCT", "value": "1" * 17, "meaning": "Liver"}},
-            "codes.liver: value is 1 to 16 characters",
+            "codes.liver: value is 1 to 16 printed characters",
         ),
         ({"liver": {"scheme": "SCT", "value": "1", "meaning": "a\\b"}}, "codes.liver: meaning .* without a backslash"),
         (

@@ -123,6 +123,19 @@ def test_what_is_finished_is_taken_over_unless_it_was_changed_or_is_to_be_overwr
     assert not {path.stat().st_mtime_ns for path in paths} & set(stamps)
 
 
+def test_a_map_is_written_anew_where_the_same_pixels_were_given_another_place(folder, tmp_path):
+    landsat_scene(tmp_path / "scenes" / "a.tif", None, shape=(40, 44))
+    scan([tmp_path / "scenes"], tmp_path / "index", modality="landsat7", pictures=False)
+    predict(folder / "maps", [tmp_path / "index"], tmp_path / "out")
+    with rasterio.open(tmp_path / "scenes" / "a.tif", "r+") as scene:
+        scene.transform = moved = scene.transform.translation(28.5, -57) @ scene.transform
+    scan([tmp_path / "scenes"], tmp_path / "index", modality="landsat7", pictures=False)
+    result = predict(folder / "maps", [tmp_path / "index"], tmp_path / "out")
+    with rasterio.open(result["predictions"][0]["output"]) as found:
+        assert found.transform == moved
+    assert "resumed" not in result
+
+
 def test_half_finished_work_of_another_model_or_setting_is_discarded_and_told(folder, tmp_path, small_blocks):
     index = open_archive([folder / "index"])
     other = random_run(tmp_path / "other", index, seed=1)
@@ -167,6 +180,16 @@ def test_two_predicts_do_not_share_a_folder(folder, tmp_path):
             predict(folder / "maps", [folder / "index"], tmp_path / "out")
 
 
+def test_the_lock_of_a_folder_that_has_just_been_cleared_is_worth_nothing(tmp_path, monkeypatch):
+    def flock(*_):
+        (tmp_path / "out" / FOLDER / "lock").unlink()
+        (tmp_path / "out" / FOLDER / "lock").touch()
+
+    monkeypatch.setattr("geomed_mae.outputs.work.fcntl.flock", flock)
+    with Work(tmp_path / "out") as work, pytest.raises(OutputError, match="run the same command again"):
+        work.begin(keep_salt=False, overwrite=False)
+
+
 def test_a_salt_of_raw_files_is_private_and_goes_with_the_work(folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         predict(folder / "maps", [folder / "scenes"], tmp_path / "out", progress=interrupting(1))
@@ -206,6 +229,20 @@ def test_an_image_that_is_gone_does_not_take_the_others_with_it(folder, tmp_path
         lines = [json.loads(line) for line in written["predictions.jsonl"].decode().splitlines()]
         assert [line["failed"] for line in lines if line["key"] == gone] == ["VANISHED"]
         assert sum(name.endswith(".tif") for name in written) == SCENES - 1
+
+
+def test_a_tile_beyond_the_edge_of_the_swath_is_told_and_is_no_failure(folder, tmp_path):
+    landsat_scene(tmp_path / "scenes" / "a.tif", None, shape=(40, 44))
+    landsat_scene(tmp_path / "scenes" / "b.tif", None, shape=(40, 44))
+    with rasterio.open(tmp_path / "scenes" / "b.tif", "r+") as scene:
+        scene.nodata = 0
+        scene.write(np.zeros((scene.count, *scene.shape), scene.dtypes[0]))
+    words = ["predict", folder / "maps", "--archive", tmp_path / "scenes", "--out", tmp_path / "out"]
+    done = CliRunner().invoke(cli.main, [str(word) for word in words])
+    result = json.loads(done.stdout)
+    assert done.exit_code == 0 and result["images"] == 1 and "failed" not in result
+    (empty,) = result["empty"]
+    assert empty["reason"] == "ALL_INVALID" and empty["input"].endswith("b.tif")
 
 
 def test_a_broken_raw_file_is_told_and_the_others_are_predicted(folder, tmp_path):

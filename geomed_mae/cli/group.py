@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -29,19 +33,48 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit with the code that the error tree gives."""
         try:
-            return super().main(*args, **kwargs)
+            with _ending_tidily():
+                return super().main(*args, **kwargs)
         except GeomedError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
         except OSError as error:
             click.echo(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             sys.exit(OutputError.exit_code)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
         except Exception:
             traceback.print_exc()
             click.echo("error: this is a bug in geomed-mae; please report it with the lines above", err=True)
             sys.exit(GeomedError.exit_code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself would take Ctrl-C for exit code 1, which means a bug."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _ending_tidily() -> Iterator[None]:
+    """Let SIGTERM end the command as an exception does, so that half-written folders are removed.
+
+    Commands that save their state at the signal put their own handler in its place. One of several processes is left
+    as it is: the others would be waited for.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Command(click.Command):

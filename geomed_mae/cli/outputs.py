@@ -19,7 +19,7 @@ from geomed_mae.cli.options import ANY_PATH, EXISTING, Pixel, archive_option, ch
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["auto", "cog", "nifti", "dicom-seg"]),
+    metavar="NAME",
     default="auto",
     show_default=True,
     help="auto: cog for rasters, nifti for the others. dicom-seg: of DICOM images; holds their patient and study.",
@@ -43,7 +43,12 @@ def predict(run: Path, archives: Sequence[Path], out: Path, form: str, **how: An
 @command("geomed-mae embed runs/a --archive scenes/ --out vectors/ --tile 256")
 @click.argument("encoder", type=EXISTING)
 @click.option("--archive", "archives", type=EXISTING, multiple=True, help="Raw files and folders, or an INDEX.")
-@click.option("--out", type=ANY_PATH, required=True, help="Folder for the embeddings; with --search alone, of them.")
+@click.option(
+    "--out",
+    type=ANY_PATH,
+    required=True,
+    help="Folder for the embeddings, or with --search alone the one that has them.",
+)
 @click.option("--tile", type=click.IntRange(1), metavar="PX", help="One vector a tile of so many pixels, not an image.")
 @click.option("--dense", is_flag=True, help="Also the token grid of each image, with coordinates.")
 @click.option(
@@ -93,7 +98,7 @@ def embed(encoder: Path, archives: Sequence[Path], out: Path, **how: Any) -> Non
 @click.option("--out", type=ANY_PATH, required=True, help="Folder for the export; must not hold anything yet.")
 @click.option("--modality", help="Modality whose channels are exported; needed if the encoder has several.")
 @click.option("--channels", help="Channel names, comma-separated; default: all of the modality.")
-@click.option("--size", help="Input size in pixels, comma-separated; default: the crop of training.")
+@click.option("--size", help="Input size in pixels, for example 224,224; default: the crop of training.")
 @click.option("--spacing", help="Metres or mm between pixels per axis, if positions are physical; default: reference.")
 @click.option("--image", type=EXISTING, help="Image to compare on; default: a scene that travels with the package.")
 @click.option("--decoder", is_flag=True, help="Also the decoder of a pretraining run (hf-vitmae, native).")

@@ -1,8 +1,10 @@
 """The configuration of a MONAI bundle: what turns files into the network's input, and its answer into files.
 
 Everything is a plain MONAI transform or a short expression, so that a bundle needs MONAI alone. It does what `predict`
-does: the file's own axes (nothing is reoriented), clipping and scaling by the contract, windows of the training crop
-half a window apart with a Gaussian weight; and to classify, windows side by side whose probabilities are averaged.
+does: the file's own axes (nothing is reoriented), slices of a DICOM series in order along their normal, clipping and
+scaling by the contract, windows of the training crop half a window apart with a Gaussian weight; and to classify,
+windows side by side whose probabilities are averaged. One thing differs: where positions are physical, `predict` tells
+them the file's own spacing, and the bundle, whose network takes nothing but pixels, resamples to the reference spacing.
 
 Arrays are MONAI's: (channel, x, y[, z]), the axes of NIfTI. Ours are reversed, (channel, [z,] y, x).
 """
@@ -40,6 +42,7 @@ def inference_config(request: Request) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device)",
         "network": "$@network_def.to(@device)",
+        **({"upside_down": {"_target_": "Flip", "spatial_axis": 2}} if len(request.size) == 3 else {}),
         "statistics": _statistics(),
         "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(request)},
         "dataset": {
@@ -88,6 +91,8 @@ def _preprocessing(request: Request) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = [{"_target_": "LoadImaged", "keys": IMAGE}]
     steps.append({"_target_": "EnsureChannelFirstd", "keys": IMAGE})
     steps.append({"_target_": "EnsureTyped", "keys": IMAGE, "dtype": "$torch.float32"})
+    if len(request.size) == 3:
+        steps.append(_slice_order())
     steps.append(_scaling(request))
     # NaN means "not known", which is 0 in model units.
     steps.append({"_target_": "SignalFillEmptyd", "keys": IMAGE, "replacement": 0.0})
@@ -104,6 +109,20 @@ def _preprocessing(request: Request) -> list[dict[str, Any]]:
     # The inferer would pad on both sides; `predict` pads at the end.
     steps.append({"_target_": "SpatialPadd", "keys": IMAGE, "spatial_size": list(request.size[::-1]), "method": "end"})
     return steps
+
+
+def _slice_order() -> dict[str, Any]:
+    """Turn a DICOM series whose slices run against their normal; the answer's affine says so, as that of `predict`.
+
+    MONAI's reader stacks slices by instance number, ours in order along the normal (first axis x second axis). NIfTI
+    has its own order of slices, which both keep: only DICOM's readers leave its orientation (0020,0037) in the header.
+    """
+    against = "any(k in x.meta for k in ('00200037', '0020|0037')) and numpy.linalg.det(x.affine[:3, :3]) < 0"
+    return {
+        "_target_": "Lambdad",
+        "keys": IMAGE,
+        "func": f"$lambda x, f=@upside_down: f(x) if {against} else x",
+    }
 
 
 def _scaling(request: Request) -> dict[str, Any]:

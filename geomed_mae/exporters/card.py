@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from geomed_mae.errors import ConfigError
 from geomed_mae.exporters.request import Request
 from geomed_mae.image import Channel
+from geomed_mae.modalities import load_modality
 from geomed_mae.models.contract import ChannelContract, Contract
 
 README, CONTRACT = "README.md", "contract.json"
@@ -27,8 +29,9 @@ def contract_json(request: Request, *, values: str = PHYSICAL, **layout: Any) ->
         layout: more entries of section `input`, such as layout="b c y x".
 
     Returns:
-        the contract with sections `input` (size, patch, spacing and its unit, values, and `layout`) and, of a task
-        model, `output` (task, classes, multi_label). `spacing` is None where positions count patches.
+        the contract with sections `input` (size, patch, spacing and its unit, values, `layout` and, of PHYSICAL ones,
+        `scaled_already`: channels that go in as `(value - median) / spread` all the same) and, of a task model,
+        `output` (task, classes, multi_label). `spacing` is None where positions count patches.
     """
     whole = request.encoder.contract
     own = Contract(
@@ -48,6 +51,8 @@ def contract_json(request: Request, *, values: str = PHYSICAL, **layout: Any) ->
         "values": values,
         **layout,
     }
+    if values == PHYSICAL:
+        taken["scaled_already"] = [entry.channel.name for entry in request.entries if entry.method == "image"]
     data = {**json.loads(own.to_json()), "input": taken}
     if request.task is not None:
         head = request.task.spec.head
@@ -77,7 +82,8 @@ def model_card(
         notes: more paragraphs on the input, Markdown.
     """
     front = [f"library_name: {library}"] if library else []
-    front.append(f"tags: [{', '.join([*tags, 'masked-autoencoder', 'self-supervised', 'geomed-mae'])}]")
+    trained = ("masked-autoencoder", "self-supervised") if _is_autoencoder(request) else ()
+    front.append(f"tags: [{', '.join([*tags, *trained, 'geomed-mae'])}]")
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {title}",
@@ -86,6 +92,7 @@ def model_card(
         _fed(request, values),
         channel_table(request.entries),
         *_input_notes(request),
+        *_stored_note(request),
         *notes,
         *([] if request.task is None else ["## Classes", _classes(request)]),
         "## Where it comes from",
@@ -97,6 +104,24 @@ def model_card(
         f"{CONTRACT} holds the input in machine-readable form, with each channel's physics.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _stored_note(request: Request) -> list[str]:
+    """Say how the numbers that files of the modality store become values: other tools hand them over as they are."""
+    try:
+        modality = load_modality(request.modality)
+    except ConfigError:  # a modality file of the user's, which is not here
+        return []
+    fixed = sorted({entry.channel.unit for entry in request.entries if entry.method == "fixed"})
+    if (modality.scale, modality.offset) == (1.0, 0.0) or not fixed:
+        return []
+    shift = f" {'-' if modality.offset < 0 else '+'} {abs(modality.offset):g}" if modality.offset else ""
+    note = f"Files of this modality store numbers; {' and '.join(fixed)} = number * {modality.scale:g}{shift}"
+    rule = None if modality.scene is None else modality.scene.offset
+    if rule is not None:
+        added = f"(number {'-' if rule.add < 0 else '+'} {abs(rule.add):g}) * {modality.scale:g}{shift}"
+        note += f", in products since processing baseline {rule.since:05.2f}, unless they were harmonised, {added}"
+    return [f"{note}, if the files say nothing else. Make values of them first."]
 
 
 def channel_table(entries: Sequence[ChannelContract]) -> str:
@@ -131,6 +156,11 @@ def _scaled(entry: ChannelContract) -> str:
     return f"{entry.center:g} | {entry.scale:g}" if entry.method == "fixed" else "its median | its spread"
 
 
+def _is_autoencoder(request: Request) -> bool:
+    """Return whether a pretraining by this package is recorded: a foreign encoder has a history of its own."""
+    return request.pretrained and request.encoder.contract.images > 0
+
+
 def _unit(request: Request) -> str:
     return "m" if request.on_ground else "mm"
 
@@ -145,11 +175,15 @@ def _fed(request: Request, values: str) -> str:
             "The model takes `(value - mean) / std`, with values in the unit below, clipped first where a range is "
             "given, and 0 where a pixel is not valid."
         )
-    return said + (
-        "The model takes values in the unit below as they are: clipping and `(value - mean) / std` are part of it."
-        if not request.per_image
-        else "Where mean and std are the image's own, the model takes values that are scaled already."
+    as_they_are = (
+        "The model takes values in the unit below as they are: clipping and `(value - mean) / std` are part of it"
     )
+    own = "here mean and std are the image's own, the model takes values that are scaled already."
+    if not request.per_image:
+        return said + as_they_are + "."
+    if all(entry.method == "image" for entry in request.entries):
+        return f"{said}W{own}"
+    return f"{said}{as_they_are}; but w{own}"
 
 
 def _input_notes(request: Request) -> list[str]:
@@ -170,7 +204,8 @@ def _input_notes(request: Request) -> list[str]:
 
 def _classes(request: Request) -> str:
     head = request.task.spec.head
-    what = "a class a pixel" if head.task == "segment" else "classes of an image"
+    pixel = "pixel" if len(request.size) == 2 else "voxel"
+    what = f"a class a {pixel}" if head.task == "segment" else "classes of an image"
     sums = "each a probability of its own" if head.multi_label else "they sum to 1"
     rows = "\n".join(f"| {number} | {name} |" for number, name in enumerate(head.classes))
     return f"The output is {what}: probabilities in this order, {sums}.\n\n| number | class |\n|---|---|\n{rows}"
@@ -183,7 +218,7 @@ def _provenance(request: Request) -> str:
         # The contract of a model from scratch is that of the encoder that it is compared with: not its own history.
         return f"A vision transformer ({shape}), trained on labelled images alone, without pretraining."
     trained, known = "whose pretraining is not recorded", contract.fingerprint or "not recorded"
-    if contract.images:
+    if _is_autoencoder(request):
         trained = f"pretrained as a masked autoencoder on {contract.images} images for {contract.steps} steps"
     own = ", then fine-tuned on labelled images" if request.tuned else ""
     return f"A vision transformer ({shape}), {trained}{own}. Fingerprint of the pretraining images: `{known}`."

@@ -20,6 +20,8 @@ from geomed_mae.heads.task_model import write_task_model
 from geomed_mae.models.encoder_folder import PRETRAINED_ON, save_encoder
 from geomed_mae.models.manifest import write_manifest
 
+TORCH_WRITER = ("PytorchStreamWriter failed", "unexpected pos")
+"""What torch says when it cannot write an archive: it raises RuntimeError, not OSError, on a full disk."""
 ENCODER_FOLDER = "encoder"
 """Name of the native encoder's folder in an export, as in a run."""
 
@@ -48,6 +50,10 @@ def building(out: Path) -> Iterator[Path]:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"the folder '{out}' cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in TORCH_WRITER):
+            raise
+        raise OutputError(f"the folder '{out}' cannot be written: the disk is full or the file too large") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -54,12 +54,19 @@ class Graph:
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Sizes to compare on: the request's and, where any goes, one patch more along each axis."""
+        """Sizes to compare on: the request's and, where any goes, one patch more or less along each axis."""
         own = self.request.size
         if not self.dynamic:
             return (own,)
         least = tuple(max(size, LEAST_PATCHES * step) for size, step in zip(own, self.request.patch, strict=True))
-        return (least, tuple(size + step for size, step in zip(least, self.request.patch, strict=True)))
+        most = (MOST_PATCHES * step for step in self.request.patch)
+        return (
+            least,
+            tuple(
+                size + step if size < end else size - step
+                for size, step, end in zip(least, self.request.patch, most, strict=True)
+            ),
+        )
 
     def takes(self) -> dict[str, Any]:
         """Return entries of section `input` of contract.json: layout, and which sizes go in."""
@@ -82,6 +89,8 @@ def traced(
     """
     if dynamic and request.learned:
         return _of_one_size(request, around, "positions are a learned table of one grid")
+    if dynamic and max(request.grid) > MOST_PATCHES:
+        return _of_one_size(request, around, f"an axis of it has more than {MOST_PATCHES} patches")
     if not dynamic:
         return _of_one_size(request, around, "")
     network = around(fixed(request, dynamic=True))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from geomed_mae.errors import ConfigError, MissingExtraError
 from geomed_mae.exporters.card import CONTRACT, NORMALISED, README, contract_json, model_card
 from geomed_mae.exporters.folder import building, carry_record, outcome
-from geomed_mae.exporters.proof import TOLERANCE, Trial, ours, prove, trial
+from geomed_mae.exporters.proof import TOLERANCE, Trial, clipped, ours, prove, prove_contract, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.models.mae import MaskedAutoencoder
 from geomed_mae.models.masking import MaskPlan
@@ -80,6 +80,9 @@ def export(request: Request, out: Path) -> dict[str, Any]:
             (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
         (folder / README).write_text(_card(request), encoding="utf-8")
         carry_record(request, folder)
+        prove_contract("hf-vitmae", folder, request)
+        if processor is not None:
+            _prove_processor(request, folder, given)
         proven = _prove(request, folder, given)
     return outcome(request, out, architecture=config["architectures"][0], **proven)
 
@@ -212,6 +215,21 @@ def _processor(request: Request) -> dict[str, Any] | None:
     }
 
 
+def _prove_processor(request: Request, folder: Path, given: Trial) -> None:
+    """Hold what transformers' image processor makes of images against model units."""
+    import transformers
+
+    processor = transformers.ViTImageProcessor.from_pretrained(folder, local_files_only=True)
+    images = list(clipped(request, given).numpy())
+    prove(
+        "hf-vitmae",
+        given.normalised,
+        processor(images, input_data_format="channels_first", return_tensors="pt")["pixel_values"],
+        runtime=f"transformers {transformers.__version__}",
+        compared="what the image processor makes of images",
+    )
+
+
 @torch.inference_mode()
 def _prove(request: Request, folder: Path, given: Trial) -> dict[str, Any]:
     """Open the folder with transformers and hold its features, and its reconstruction, against ours."""
@@ -292,7 +310,7 @@ def _card(request: Request) -> str:
     count = request.grid[0] * request.grid[1]
     if request.mae is None:
         opening = f"""\
-The encoder of a masked autoencoder as transformers' ViTMAEModel, without decoder; it hides nothing.
+A vision transformer as transformers' ViTMAEModel, without decoder; it hides nothing.
 
     import torch
     from transformers import AutoModel
@@ -329,7 +347,7 @@ For features of whole images open the encoder, which then hides nothing:
         notes.append("`ViTImageProcessor.from_pretrained` scales images as the table says; it does not clip them.")
     return model_card(
         request,
-        title=f"ViTMAE, {'x'.join(map(str, (len(request.entries), *request.size)))}, pretrained with geomed-mae",
+        title=f"ViTMAE, {'x'.join(map(str, (len(request.entries), *request.size)))}, exported by geomed-mae",
         opening=opening,
         library="transformers",
         tags=["transformers", "vit_mae"],

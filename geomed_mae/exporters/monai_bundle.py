@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from torch import Tensor
 
 from geomed_mae.errors import ConfigError, IntegrityError, MissingExtraError
 from geomed_mae.exporters.bundle_config import IMAGE, PRED, inference_config
-from geomed_mae.exporters.card import NORMALISED, model_card
+from geomed_mae.exporters.card import CONTRACT, NORMALISED, contract_json, model_card
 from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.model_units import AxesReversed, in_model_units, reversed_axes
-from geomed_mae.exporters.proof import ours, prove, trial
+from geomed_mae.exporters.proof import ours, prove, prove_contract, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.exporters.torchscript import write_script
 from geomed_mae.image import Image, PlaneGeometry, VolumeGeometry
@@ -83,6 +84,8 @@ def _installed() -> None:
         import monai  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("the monai-bundle export", error.name or "monai", "train") from error
+    if find_spec("nibabel") is None:  # MONAI's saver needs it
+        raise MissingExtraError("the monai-bundle export", "nibabel", "med")
 
 
 def _write(folder: Path, request: Request, config: dict[str, Any]) -> None:
@@ -91,6 +94,9 @@ def _write(folder: Path, request: Request, config: dict[str, Any]) -> None:
     (folder / "configs" / "inference.json").write_text(json.dumps(config, indent=4), encoding="utf-8")
     (folder / "configs" / "metadata.json").write_text(json.dumps(_metadata(request), indent=4), encoding="utf-8")
     (folder / "docs" / "README.md").write_text(_card(request), encoding="utf-8")
+    contract = contract_json(request, values=NORMALISED, layout="b c x y" if len(request.size) == 2 else "b c x y z")
+    (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
+    prove_contract("monai-bundle", folder, request)
     (folder / "LICENSE").write_text(
         "Not stated. Whoever hands this model on decides on it; terms of the training images may bind it too.\n",
         encoding="utf-8",
@@ -138,7 +144,9 @@ def _metadata(request: Request) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel"), "pytorch-ignite": version("pytorch-ignite")},
         "name": f"{verb} of {request.modality} images",
         "task": f"{verb} of {request.modality} images into {', '.join(head.classes)}",
-        "description": "A vision transformer, pretrained as a masked autoencoder and fine-tuned with geomed-mae.",
+        "description": "A vision transformer, pretrained as a masked autoencoder and fine-tuned with geomed-mae."
+        if request.pretrained
+        else "A vision transformer, trained on labelled images alone with geomed-mae.",
         "authors": "not stated",
         "copyright": "not stated",
         "intended_use": "Research. No diagnostic use has been tested.",
@@ -177,7 +185,7 @@ def _card(request: Request) -> str:
         else "a table of probabilities, `eval/predictions.csv`, one line an image, classes in the order below"
     )
     files = (
-        "one file an image in IMAGES"
+        "one file an image in IMAGES, or one folder an image with the files of its DICOM series (`--pattern '*'`)"
         if len(request.entries) == 1
         else "a folder an image in IMAGES, with one file a channel that is named by the channel, all on one grid"
     )
@@ -192,10 +200,21 @@ configs/inference.json` checks the network. The native model is in `model/`: `ge
 `geomed-mae predict` open this folder too."""
     notes = [
         "The transforms of configs/inference.json make this input from files: they are part of the bundle, and arrays "
-        "are (channel, x, y, z) there. Nothing is reoriented. Windows of the size above lie half a window apart "
+        "are (channel, x, y, z) there. Nothing is reoriented; slices of a DICOM series are taken in order along their "
+        "normal, as in geomed-mae. Windows of the size above lie half a window apart "
         "with a Gaussian weight. In geomed-mae itself, what lies beyond the end of an image that is smaller than a "
         "window is not seen at all; here it is the channel's centre, so that such images may differ a little."
     ]
+    if request.distance is not None and len(request.size) == 3:
+        notes.append(
+            "Volumes are resampled to the spacing above, and the map back to the file's grid. geomed-mae itself does "
+            "not resample: it tells the network each file's own spacing, so that volumes of another spacing differ."
+        )
+    if len(request.size) == 2:
+        notes.append(
+            "Pictures must be grey, of one channel. MONAI shows DICOM images of MONOCHROME1 as stored, which "
+            "geomed-mae turns round: invert these first."
+        )
     title = f"{'Segmentation' if segments else 'Classification'} of {request.modality} images, a MONAI bundle"
     return model_card(request, title=title, opening=opening, tags=["monai"], values=NORMALISED, notes=notes)
 

@@ -22,6 +22,7 @@ from geomed_mae.exporters.onnx_file import (
     opened,
     require_packages,
 )
+from geomed_mae.exporters.proof import prove_contract
 from geomed_mae.exporters.request import Request
 
 TAKES = ("encoder", "model")
@@ -69,6 +70,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         del model
         parity = _parity(graph, folder / FILE)
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
+        prove_contract("onnx", folder, request)
         (folder / README).write_text(_card(graph), encoding="utf-8")
         carry_native(request, folder)
     return outcome(

@@ -37,6 +37,7 @@ from geomed_mae.exporters.onnx_file import (
     opened,
     require_packages,
 )
+from geomed_mae.exporters.proof import prove_contract
 from geomed_mae.exporters.request import Request
 from geomed_mae.image import RasterGeometry
 from geomed_mae.modalities import load_modality
@@ -121,6 +122,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
             (folder / stored.file).write_bytes(model.SerializeToString())
             parities += _parity(graph, folder / stored.file, stored)
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
+        prove_contract("onnx-qgis", folder, request)
         (folder / README).write_text(_card(graph, kinds, resolution), encoding="utf-8")
         carry_native(request, folder)
     return outcome(

@@ -25,6 +25,7 @@ from geomed_mae.errors import IntegrityError, MissingExtraError
 from geomed_mae.exporters.request import Request
 from geomed_mae.image import Image
 from geomed_mae.models.contract import normalise, scaling
+from geomed_mae.models.foreign.feed import CONTRACT, described
 from geomed_mae.readers import read_images
 
 SCENE = Path(__file__).parents[1] / "demo_data" / "L7_ETMs.tif"
@@ -101,6 +102,7 @@ def trial(request: Request, *, noise: int = 1) -> Trial:
     random = np.random.default_rng(0).normal(size=(noise, *window.shape))
     samples = [window, *(random * scale.reshape(shape) + center.reshape(shape))]
     raw = torch.from_numpy(np.stack(samples).astype(np.float32))
+    _step_over(raw[1:], request)
     normalised = normalise(
         raw,
         torch.ones_like(raw, dtype=torch.bool),
@@ -124,6 +126,30 @@ def ours(request: Request, given: Trial) -> Answer:
         logits = _on_cpu(request.task)(given.raw, valid, spacing, given.statistics)
         chances = logits.sigmoid() if request.task.spec.head.multi_label else logits.softmax(dim=1)
     return Answer(found.tokens, found.maps, found.maps[-1].flatten(2).mean(dim=2), chances)
+
+
+def clipped(request: Request, given: Trial) -> Float[Tensor, "b c *size"]:
+    """Return `Trial.fed` clipped where a fixed scale follows: `(value - mean) / std` of it are model units."""
+    values = given.fed.clone()
+    for number, entry in enumerate(request.entries):
+        if entry.method != "image" and entry.value_range is not None:
+            values[:, number] = values[:, number].clamp(*entry.value_range)
+    return values
+
+
+def prove_contract(name: str, folder: Path, request: Request) -> None:
+    """Read contract.json of an export again: it describes the channels of the input, in their order.
+
+    Raises:
+        IntegrityError: it says something else.
+    """
+    depth = request.patch[0] if len(request.size) == 3 else 1
+    found = described(folder, len(request.entries) * depth)
+    if found is None or found[0].channels != request.entries:
+        raise IntegrityError(
+            f"{CONTRACT} of the {name} export does not describe the channels that go in; nothing was written: please "
+            "report this with the model's config.json"
+        )
 
 
 def difference(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
@@ -195,6 +221,14 @@ def _most_valid(request: Request, image: Image) -> tuple[np.ndarray, tuple[Chann
     known = np.pad(known, gaps)
     centers = np.broadcast_to(center.reshape(-1, *[1] * len(request.size)), known.shape)
     return np.where(known, np.pad(part, gaps), centers).astype(np.float32), statistics
+
+
+def _step_over(noise: Float[Tensor, "b c *size"], request: Request) -> None:
+    """Put values beyond the clipping range at the two ends of the lines of noise: a lost limit would not show else."""
+    for number, entry in enumerate(request.entries):
+        if entry.value_range is not None:
+            low, high = entry.value_range
+            noise[:, number, ..., 0], noise[:, number, ..., -1] = low - entry.scale, high + entry.scale
 
 
 def _place(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

@@ -150,6 +150,8 @@ def ask(
                 f"--size {','.join(map(str, size))}: the model was fine-tuned on {len(task.spec.crop)}D images; give "
                 "as many numbers"
             )
+    if len(size) not in (2, 3):
+        raise ConfigError(f"--size {','.join(map(str, size))}: give rows,columns for images or slices,rows,columns")
     patch = encoder.spec.patch(len(size))
     if any(length % step or length < step for length, step in zip(size, patch, strict=True)):
         raise ConfigError(f"size {list(size)} is not a multiple of the patch {list(patch)}; choose another --size")

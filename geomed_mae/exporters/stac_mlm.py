@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from geomed_mae.exporters.fixed import fixed, parameters
 from geomed_mae.exporters.folder import ENCODER_FOLDER, MODEL_FOLDER, building, carry_native, outcome
 from geomed_mae.exporters.graph import traced
 from geomed_mae.exporters.model_units import unscaled
-from geomed_mae.exporters.proof import Trial, ours, prove, trial
+from geomed_mae.exporters.proof import Trial, ours, prove, prove_contract, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.models.contract import ChannelContract
 
@@ -73,6 +74,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         torch.export.save(program, folder / PROGRAM, extra_files={CONTRACT: json.dumps(contract)})
         carry_native(request, folder)
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
+        prove_contract("stac-mlm", folder, request)
         (folder / README).write_text(_card(request), encoding="utf-8")
         (folder / ITEM).write_text(json.dumps(_item(request, folder), indent=2), encoding="utf-8")
         answer = ours(request, given)
@@ -114,9 +116,11 @@ def _item(request: Request, folder: Path) -> dict[str, Any]:
 def _properties(request: Request, what: str) -> dict[str, Any]:
     contract, spec = request.encoder.contract, request.encoder.spec
     weights = parameters(fixed(request))
-    trained = f"{contract.images} images of {request.modality}, fingerprint {contract.fingerprint or 'not recorded'}"
+    trained = f"{contract.images} images, fingerprint {contract.fingerprint or 'not recorded'}"
+    pretrained = request.pretrained and bool(contract.images)
+    how = "pretrained as a masked autoencoder" if pretrained else "trained"
     return {
-        "description": f"Vision transformer, pretrained as a masked autoencoder with geomed-mae: {what} of "
+        "description": f"Vision transformer, {how} with geomed-mae: {what} of "
         f"{request.modality} images. Place and time of the training images are not stated, so that neither restricts "
         "the item.",
         "datetime": None,
@@ -131,8 +135,8 @@ def _properties(request: Request, what: str) -> dict[str, Any]:
         "mlm:framework_version": torch.__version__.split("+", maxsplit=1)[0],
         "mlm:memory_size": 4 * weights,
         "mlm:total_parameters": weights,
-        "mlm:pretrained": bool(contract.images),
-        "mlm:pretrained_source": trained if contract.images else None,
+        "mlm:pretrained": pretrained,
+        "mlm:pretrained_source": trained if pretrained else None,
         "mlm:accelerator": None,
         "mlm:input": [_input(request)],
         "mlm:output": _outputs(request),
@@ -192,7 +196,7 @@ def _clipping(request: Request) -> dict[str, Any] | None:
     if not any(ranges):
         return None
     if len(set(ranges)) == 1:
-        low, high = (f"{limit:g}" for limit in ranges[0])
+        low, high = (repr(limit) for limit in ranges[0])
     else:
         limits = [pair or (-np.inf, np.inf) for pair in ranges]
         shape = f"reshape({[len(ranges), *[1] * len(request.size)]})"
@@ -201,7 +205,7 @@ def _clipping(request: Request) -> dict[str, Any] | None:
     return {
         "format": "python",
         "expression": f"numpy.clip(x, {low}, {high})",
-        "description": "x is the array (bands, height, width) in the units of the bands",
+        "description": f"x is the array (bands, {', '.join(ROWS[len(request.size)])}) in the units of the bands",
     }
 
 
@@ -229,7 +233,8 @@ def _outputs(request: Request) -> list[dict[str, Any]]:
         shapes = [([-1, len(head.classes), *(request.size if maps else ())], ["class", *(space if maps else ())])]
         more = {
             "classification:classes": [
-                {"value": number, "name": name, "description": name} for number, name in enumerate(head.classes)
+                {"value": number, "name": re.sub(r"[^0-9A-Za-z_-]+", "-", name), "description": name}
+                for number, name in enumerate(head.classes)
             ]
         }
     return [

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from geomed_mae.exporters.card import CONTRACT, NORMALISED, README, contract_json, model_card
 from geomed_mae.exporters.folder import building, carry_record, outcome
-from geomed_mae.exporters.proof import Trial, difference, ours, prove, trial
+from geomed_mae.exporters.proof import Trial, clipped, difference, ours, prove, prove_contract, trial
 from geomed_mae.exporters.request import Request
 from geomed_mae.image import Channel
 from geomed_mae.models.contract import ChannelContract
@@ -81,7 +81,8 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
         (folder / README).write_text(_card(request, config), encoding="utf-8")
         carry_record(request, folder)
-        theirs = _tokens(folder, given, request.patch)
+        prove_contract("timm", folder, request)
+        theirs = _tokens(folder, request, given)
         parity = prove(
             "timm",
             ours(held, given).tokens,
@@ -207,10 +208,11 @@ def _with_eps_of_timm(encoder: PretrainedEncoder) -> PretrainedEncoder:
 
 
 @torch.inference_mode()
-def _tokens(folder: Path, given: Trial, patch: Sequence[int]) -> Float[Tensor, "b 1+n d"]:
-    """Open the folder with timm and return its tokens."""
+def _tokens(folder: Path, request: Request, given: Trial) -> Float[Tensor, "b 1+n d"]:
+    """Open the folder with timm and return its tokens of a trial, scaled by the mean and std that timm found there."""
     model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    return model.forward_features(as_timm_input(given.normalised, patch))
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    return model.forward_features((as_timm_input(clipped(request, given), request.patch) - mean) / std)
 
 
 def _card(request: Request, config: dict[str, Any]) -> str:
@@ -246,7 +248,7 @@ In TerraTorch it is a backbone: `backbone: timm_local-dir:/path/to/this/folder`,
         notes.append("`mean` 0 and `std` 1 in config.json mean that the input is scaled already.")
     return model_card(
         request,
-        title=f"{config['architecture']}, {shape}, pretrained with geomed-mae",
+        title=f"{config['architecture']}, {shape}, exported by geomed-mae",
         opening=opening,
         library="timm",
         tags=["timm", "transformers"],

@@ -16,7 +16,7 @@ import torch
 from geomed_mae.exporters.card import CONTRACT, README, contract_json, model_card
 from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.graph import Graph, answers, comparisons, size_note, traced
-from geomed_mae.exporters.proof import TOLERANCE, prove
+from geomed_mae.exporters.proof import TOLERANCE, prove, prove_contract
 from geomed_mae.exporters.request import Request
 
 TAKES = ("encoder", "model")
@@ -55,6 +55,7 @@ def export(request: Request, out: Path) -> dict[str, Any]:
         torch.export.save(graph.program, folder / FILE, extra_files={CONTRACT: json.dumps(contract)})
         parity = _parity(graph, folder / FILE)
         (folder / CONTRACT).write_text(json.dumps(contract, indent=2), encoding="utf-8")
+        prove_contract("torch", folder, request)
         (folder / README).write_text(_card(graph), encoding="utf-8")
         carry_native(request, folder)
     return outcome(

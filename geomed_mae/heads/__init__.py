@@ -19,6 +19,7 @@ A head is given widths and shapes, never the encoder: it works behind any encode
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from geomed_mae.config import check_codes
 from geomed_mae.errors import ConfigError
 from geomed_mae.plugins import load_plugin, plugin_names
 
@@ -34,6 +36,8 @@ DEFAULTS = {"segment": "convolutional", "classify": "attentive"}
 """Task -> name of the head that serves it where a recipe names none."""
 LOSSES = {"segment": ("dice_ce", "cross_entropy", "focal"), "classify": ("cross_entropy", "focal")}
 """Task -> losses that it can be trained with; the first one is what `auto` means."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that neither XML nor a table of lines can hold."""
 MOST_CLASSES = 255
 """Classes of a map, whose numbers are one byte: the last number says that a pixel is not valid."""
 
@@ -60,7 +64,8 @@ class HeadSpec:
         codes: class name -> scheme, value, meaning and category of its code in DICOM SEG; None looks names up.
 
     Raises:
-        ConfigError: task, loss, class weights and multi_label do not go together, or there are too many classes.
+        ConfigError: task, loss, class weights and multi_label do not go together, there are too many classes, or a
+            class name has a control character.
     """
 
     name: str
@@ -84,6 +89,11 @@ class HeadSpec:
         if self.loss not in ("auto", *LOSSES[self.task]):
             fitting = ", ".join(("auto", *LOSSES[self.task]))
             raise ConfigError(f"head.loss '{self.loss}' does not fit head.task {self.task}, which has {fitting}")
+        if strange := [name for name in self.classes if CONTROL.search(name)]:
+            raise ConfigError(
+                f"head.classes: {strange[0]!r} has a character that cannot be printed; class names go into legends and "
+                "tables"
+            )
         if self.task == "segment" and len(self.classes) > MOST_CLASSES:
             raise ConfigError(
                 f"head.classes has {len(self.classes)} names, and a class map holds {MOST_CLASSES}; join some of them "
@@ -119,8 +129,10 @@ class HeadSpec:
             ConfigError: fields that this version does not know, or that are missing.
         """
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
-        except TypeError as error:
+            spec = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+            check_codes(spec.codes or {}, spec.classes)
+            return spec
+        except (TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"the description of a head cannot be read: {error}") from error
 
 

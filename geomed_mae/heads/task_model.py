@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
@@ -33,16 +32,19 @@ from geomed_mae.errors import ConfigError, IntegrityError
 from geomed_mae.heads import HeadInputs, HeadSpec, head_module
 from geomed_mae.heads.losses import Loss, loss_of
 from geomed_mae.models.contract import Contract, normalise, scaling
-from geomed_mae.models.encoder_folder import CONFIG, CONTRACT, TRAINED_ON, WEIGHTS
+from geomed_mae.models.encoder_folder import CONFIG, CONTRACT, TRAINED_ON, WEIGHTS, stored_tensors
 from geomed_mae.models.encoder_folder import TASK_FORMAT as FORMAT
 from geomed_mae.models.encoder_folder import TASK_VERSION as VERSION
 from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
 from geomed_mae.models.pretrained import read_out
 from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.untrusted import filled, json_object
 from geomed_mae.models.vit import Encoder
 
 FOLDER = "model"
 """Name of the folder inside a fine-tuning run."""
+MOST_PIXELS = 1 << 28
+"""Of a crop that is read from a file: far beyond any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,25 @@ class TaskSpec:
     modality: str
     channels: tuple[str, ...]
     crop: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, data: Any) -> TaskSpec:
+        """Read the task of a model folder, which somebody else may have made.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            head, crop = HeadSpec.from_json(data["head"]), tuple(data["crop"])
+            spec = cls(head=head, modality=data["modality"], channels=tuple(data["channels"]), crop=crop)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"the description of a task cannot be read: {error!r}") from error
+        names = (head.name, spec.modality, *spec.channels, *head.classes)
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError("the description of a task cannot be read: a name is no text")
+        if not all(type(size) is int and size > 0 for size in crop) or math.prod(crop) > MOST_PIXELS:
+            raise ConfigError(f"the description of a task cannot be read: {str(crop)[:80]} is no crop")
+        return spec
 
 
 class TaskModel(nn.Module):
@@ -260,23 +281,13 @@ def load_task_model(path: str | Path) -> tuple[TaskModel, Seen]:
         raise (ConfigError if CONTRACT in files else IntegrityError)(
             f"'{path}' is no fine-tuned model: it has no {missing[0]}"
         )
-    config: dict[str, Any] = json.loads(files[CONFIG])
+    config = json_object(files[CONFIG], folder, CONFIG)
     if config.get("format") != FORMAT or config.get("version") != VERSION:
         raise ConfigError(
             f"'{path}' is '{config.get('format')}' version {config.get('version')}, not '{FORMAT}' version {VERSION}"
         )
-    task = config["task"]
-    spec = TaskSpec(
-        head=HeadSpec.from_json(task["head"]),
-        modality=task["modality"],
-        channels=tuple(task["channels"]),
-        crop=tuple(task["crop"]),
-    )
-    encoder = Encoder(ModelSpec.from_json(json.dumps(config["encoder"])))
-    model = TaskModel(encoder, Contract.from_json(files[CONTRACT].decode()), spec)
-    try:
-        model.load_state_dict(read_tensors(files[WEIGHTS]))
-    except (SafetensorError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise IntegrityError(f"'{path}': {WEIGHTS} does not fit {CONFIG}: {detail}") from error
+    spec, shape = TaskSpec.from_json(config.get("task")), ModelSpec.from_json(json.dumps(config.get("encoder")))
+    contract = Contract.from_json(files[CONTRACT].decode(errors="replace"))
+    tensors = stored_tensors(files[WEIGHTS], folder)
+    model = filled(lambda: TaskModel(Encoder(shape), contract, spec), tensors, folder)
     return model.eval(), load_seen(files[TRAINED_ON], folder, TRAINED_ON)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geomed_mae.archives.index import Index, Row
-from geomed_mae.errors import ConfigError
+from geomed_mae.errors import ReadError
 from geomed_mae.heads.blocks import INVALID, answer, answers, cache_of, finished
 from geomed_mae.heads.tiling import SUMS_BYTES, Block, blending_weight, step_of, tile_starts, window_starts
+from geomed_mae.readers.reasons import Reason
 from geomed_mae.samples.crops import bounding_window, cut
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def image_chances(model: TaskModel, index: Index, row: Row, *, batch: int = 8) -
         batch: windows computed at a time.
 
     Raises:
-        ConfigError: as `bands`, or no pixel of the image is valid.
-        ReadError: the image no longer decodes.
+        ConfigError: as `bands`.
+        ReadError: the image no longer decodes, or no pixel of the model's channels is valid.
     """
     crop, names = model.spec.crop, model.check(row)
     cache = cache_of(index, row)
@@ -124,5 +125,5 @@ def image_chances(model: TaskModel, index: Index, row: Row, *, batch: int = 8) -
             total += chances.double().cpu().numpy()
             count += 1
     if count == 0:
-        raise ConfigError(f"image '{row.key}' has no valid pixel to classify")
+        raise ReadError("no pixel of the channels that the model takes is valid", Reason.ALL_INVALID.name)
     return (total / count).astype(np.float32)

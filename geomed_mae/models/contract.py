@@ -8,6 +8,7 @@ two numbers; method `image` takes median and robust spread of each image and cha
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -172,8 +173,10 @@ class Contract:
                 ChannelContract(**{**_tuples(entry), "channel": Channel(**entry["channel"])})
                 for entry in data.pop("channels")
             )
+            for entry in entries:
+                _check_scale(entry)
             return cls(channels=entries, **_tuples(data))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(f"contract.json is not a contract that this version can read: {error}") from error
 
 
@@ -189,6 +192,17 @@ def channel_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise ConfigError(f"{','.join(names)!r} are no different names of channels, such as B08,B12")
     return names
+
+
+def _check_scale(entry: ChannelContract) -> None:
+    """Make sure that an entry that was read from a file scales values to finite numbers.
+
+    Raises:
+        ValueError, TypeError: it does not.
+    """
+    numbers = (entry.center, entry.scale, entry.noise_floor, *(entry.value_range or ()))
+    if not all(math.isfinite(number) for number in numbers) or entry.scale <= 0:
+        raise ValueError(f"channel {entry.channel.name} is scaled by {entry.center}, {entry.scale}")
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from geomed_mae.models.foreign.stored import INDEX
 from geomed_mae.models.manifest import MANIFEST, read_folder, write_folder
 from geomed_mae.models.pretrained import PretrainedEncoder
 from geomed_mae.models.spec import ModelSpec
+from geomed_mae.models.untrusted import filled, json_object
 from geomed_mae.models.vit import Encoder
 
 FORMAT = "geomed-mae encoder"
@@ -122,7 +123,7 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
             return load_foreign(folder)
         raise ConfigError(_why_no_encoder(folder))
     files = read_folder(folder)
-    config = json.loads(files.get(CONFIG, b"{}"))
+    config = json_object(files.get(CONFIG, b"{}"), folder, CONFIG)
     if CONFIG in files and "format" not in config:
         exported = load_foreign(folder)  # what `geomed-mae export` wrote for timm or transformers
         exported.seen = _seen(files, folder)
@@ -143,19 +144,25 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
 def _built(folder: Path, config: Mapping[str, Any], weights: bytes) -> Encoder:
     """Return the encoder of an encoder folder, without its decoder, or of a task model, without its head."""
     task = config["format"] == TASK_FORMAT
-    encoder = Encoder(ModelSpec.from_json(json.dumps(config["encoder" if task else "spec"])))
+    spec = ModelSpec.from_json(json.dumps(config.get("encoder" if task else "spec")))
+    tensors = stored_tensors(weights, folder)
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    if task:
+        start = "encoder."
+        own = {name.removeprefix(start): tensor for name, tensor in own.items() if name.startswith(start)}
+    return filled(lambda: Encoder(spec), own, folder)
+
+
+def stored_tensors(weights: bytes, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        IntegrityError: it is none.
+    """
     try:
-        tensors = read_tensors(weights)
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
-        if task:
-            start = "encoder."
-            own = {name.removeprefix(start): tensor for name, tensor in own.items() if name.startswith(start)}
-        encoder.load_state_dict(own)
-    except (SafetensorError, RuntimeError) as error:
-        raise IntegrityError(
-            f"'{folder}': {WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return encoder
+        return read_tensors(weights)
+    except SafetensorError as error:
+        raise IntegrityError(f"'{folder}': {WEIGHTS} is no safetensors file: {str(error)[:200]}") from error
 
 
 def _why_no_encoder(folder: Path) -> str:
@@ -211,14 +218,24 @@ def model_card(encoder: Encoder, contract: Contract) -> str:
     if spec.reference_spacing_mm is None:
         references.pop("voxel spacing")
     stated = ", ".join(f"{name} {value}" for name, value in references.items() if value)
+    # An encoder of another package has no images: what it was trained on is not ours to say.
+    own = contract.images > 0
+    tags = "masked-autoencoder, vision-transformer, self-supervised" if own else "vision-transformer"
+    title = "Encoder pretrained with geomed-mae" if own else "Encoder in the form of geomed-mae"
+    history = (
+        f"pretrained as a masked autoencoder on {contract.images} images for {contract.steps} steps"
+        if own
+        else "whose training is not recorded"
+    )
+    trained = "Trained without labels; how" if own else "How"
     return f"""---
 library_name: geomed-mae
-tags: [masked-autoencoder, vision-transformer, self-supervised]
+tags: [{tags}]
 ---
-# Encoder pretrained with geomed-mae
+# {title}
 
 A vision transformer (width {spec.dim}, {spec.depth} blocks, {spec.heads} heads, {parameters / 1e6:.1f} M parameters),
-pretrained as a masked autoencoder on {contract.images} images for {contract.steps} steps. Patches: {patches}; crops:
+{history}. Patches: {patches}; crops:
 {crops or "not recorded"}; positions count {f"patches at the reference {stated}" if stated else "patches"}.
 Torch {torch.__version__.split("+")[0]} wrote the weights.
 
@@ -238,7 +255,7 @@ are the image's own per channel; spread is (p95 - p5) / 3.29 of valid pixels.
 
 ## Limits
 
-Trained without labels; how well it serves a task is measured by `geomed-mae finetune --twin` or `geomed-mae probe` on
+{trained} well it serves a task is measured by `geomed-mae finetune --twin` or `geomed-mae probe` on
 data of that task. Other sensors, units or scales than those above are refused rather than guessed. The pretraining
 images are known by the fingerprint `{contract.fingerprint or "not recorded"}` and by {PRETRAINED_ON}: keyed hashes of
 pixels, by which whoever has an image can tell whether it was among them, and corners of rasters on the ground. Scores

@@ -6,16 +6,22 @@ of folders in it by their relative path, in the form that `sha256sum -c` checks.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from geomed_mae.errors import IntegrityError, OutputError
 
 MANIFEST = "MANIFEST.sha256"
+MOST_BYTES = 64 << 20
+"""Of a manifest that is read: half a million files."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Of a file or folder that a manifest may list: no path leads out of the folder."""
 
@@ -88,8 +94,9 @@ def _manifest(folder: Path) -> dict[str, str]:
     """Return the SHA-256 that each file should have."""
     try:
         # Not splitlines: it would take a flipped bit in a line break for another kind of line break.
-        lines = (folder / MANIFEST).read_bytes().decode("ascii").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        with _listed(folder, MANIFEST) as stream:
+            lines = stream.read(MOST_BYTES).decode("ascii").split("\n")
+    except (IntegrityError, UnicodeDecodeError) as error:
         raise IntegrityError(f"'{folder}' has no readable {MANIFEST}, so nothing vouches for its files") from error
     if lines.pop() != "":
         raise IntegrityError(f"'{folder}': {MANIFEST} does not end with a line break, so a part of it is missing")
@@ -110,12 +117,25 @@ def digests(folder: Path) -> dict[str, str]:
     """
     found = {}
     for name in _manifest(folder):
-        try:
-            with (folder / name).open("rb") as stream:
-                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise IntegrityError(f"'{folder}': {name} is in {MANIFEST} but cannot be read: {error.strerror}") from error
+        with _listed(folder, name) as stream:
+            found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
+
+
+@contextmanager
+def _listed(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file that a manifest lists: a pipe would wait for ever, a device would never end.
+
+    Raises:
+        IntegrityError: it is no regular file, or cannot be read.
+    """
+    try:
+        with os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            yield stream
+    except OSError as error:
+        raise IntegrityError(f"'{folder}': {name} is in {MANIFEST} but cannot be read: {error.strerror}") from error
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -126,10 +146,11 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     """
     files = {}
     for name, digest in _manifest(folder).items():
-        try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            raise IntegrityError(f"'{folder}': {name} is in {MANIFEST} but cannot be read: {error.strerror}") from error
+        with _listed(folder, name) as stream:
+            try:
+                data = stream.read()
+            except MemoryError:
+                raise IntegrityError(f"'{folder}': {name} is larger than the memory of this machine") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise IntegrityError(f"'{folder}': {name} is not what was written (its SHA-256 differs); get it again")
         files[name] = data

@@ -23,6 +23,9 @@ DECODER_HEAD_DIM = 32
 CODES = 2
 """Version of `channels.describe`: 1 had wavelengths on a linear axis. Raise it with every change of what it returns."""
 
+MOST_WIDTH, MOST_DEPTH = 1 << 16, 1 << 10
+"""Bounds of a spec that is read from a file: far beyond any model."""
+
 MODES = ("exact", "fast")
 TARGETS = ("patch_channel", "patch", "none")
 GROUND_KINDS = ("optical", "thermal", "sar", "elevation", "unnamed")
@@ -153,6 +156,8 @@ class ModelSpec:
             ConfigError: fields that this version does not know, or that are missing.
         """
         data: dict[str, Any] = json.loads(text)
+        if not isinstance(data, dict):
+            raise ConfigError("a model spec is missing, or no JSON object")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ConfigError(f"a model spec has no field {unknown}; was it written by a newer geomed-mae?")
@@ -162,6 +167,30 @@ class ModelSpec:
                 "their channels would get other filters; train again, or use the version that wrote them"
             )
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
-        except TypeError as error:
-            raise ConfigError(f"the model spec is incomplete: {error}") from error
+            spec = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise ConfigError(f"the model spec cannot be read: {error}") from error
+        spec.check_numbers()
+        return spec
+
+    def check_numbers(self) -> None:
+        """Make sure that what counts something is a whole number of a sane size: the spec may come from anywhere.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        limits = {"dim": MOST_WIDTH, "heads": MOST_WIDTH, "basis": MOST_WIDTH, "depth": MOST_DEPTH}
+        limits |= {f"decoder_{name}": limits[name] for name in ("dim", "heads", "depth")}
+        grids = {"patch_2d": (2,), "patch_3d": (3,)}
+        grids |= {"learned_positions": (1, 2, 3), "learned_decoder_positions": (1, 2, 3)}
+        numbers = {name: ((getattr(self, name),), limit) for name, limit in limits.items()}
+        for name, axes in grids.items():
+            if (grid := getattr(self, name)) is not None:
+                if not isinstance(grid, tuple) or len(grid) not in axes:
+                    raise ConfigError(f"{name} {grid!r} of a model spec does not have {axes[-1]} numbers")
+                numbers[name] = (grid, MOST_WIDTH)
+        for name, (values, limit) in numbers.items():
+            if not all(type(value) is int and 0 < value <= limit for value in values):
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r} of a model spec is no whole number from 1 to {limit}"
+                )

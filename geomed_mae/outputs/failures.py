@@ -10,8 +10,15 @@ from geomed_mae.archives.build import is_index
 from geomed_mae.archives.headers import find_files
 from geomed_mae.archives.identity import keyed
 from geomed_mae.archives.index import Index
+from geomed_mae.archives.ledger import Entry
 from geomed_mae.errors import ReadError
-from geomed_mae.readers.reasons import NOT_BAD, Reason
+from geomed_mae.readers.reasons import NOT_BAD, OTHER_DICOM, Reason
+
+ALL_BAD = 1.0
+"""Share of broken files of a raw archive that predict and embed put up with: each is told, the others are done."""
+
+EMPTY = frozenset({Reason.ALL_INVALID.name, Reason.NO_INFORMATION.name})
+"""Reasons of images without anything in them to answer, such as tiles beyond the edge of a swath: told, but no failure."""
 
 Failure = tuple[str, str]
 """Reason, and what a person at the terminal is told; the second may name a file."""
@@ -23,7 +30,7 @@ def failure_of(error: ReadError) -> Failure:
 
 
 def refused(index: Index, archive_paths: Sequence[str | Path], salt: bytes) -> dict[str, tuple[Path, Failure]]:
-    """Return the files of raw archives that a scan has found broken, by the keyed hashes of their paths.
+    """Return the files of raw archives that a scan has found broken or empty, by the keyed hashes of their paths.
 
     Args:
         index: of `open_archive` over the archives.
@@ -35,12 +42,19 @@ def refused(index: Index, archive_paths: Sequence[str | Path], salt: bytes) -> d
     return {
         entry.file: (names[entry.file], (entry.reason, entry.detail))
         for entry in index.ledger.entries
-        if entry.file in names and entry.reason and Reason[entry.reason] not in NOT_BAD
+        if entry.file in names and entry.reason and Reason[entry.reason] not in NOT_BAD and not _other(entry)
     }
 
 
+def _other(entry: Entry) -> bool:
+    return entry.reason == Reason.MODALITY_MISMATCH.name and entry.detail.startswith(OTHER_DICOM)
+
+
 def told(index: Index, failed: Mapping[str, Failure], broken: Mapping[str, tuple[Path, Failure]]) -> dict[str, Any]:
-    """Return the part of a verb's result that says what failed; nothing where nothing did.
+    """Return the part of a verb's result that says what is not there, each only where there is such a thing.
+
+    These are `failed`, images and files that could not be read; `empty`, those without anything in them to answer
+    (EMPTY); and `files_of_other_modalities`, the number of DICOM files of other modalities than the chosen ones.
 
     Args:
         index: of the images.
@@ -54,7 +68,12 @@ def told(index: Index, failed: Mapping[str, Failure], broken: Mapping[str, tuple
         {"key": key, "input": str(paths[key]), "reason": reason, "detail": detail}
         for key, (reason, detail) in both.items()
     ]
-    return {"failed": entries} if entries else {}
+    found: dict[str, Any] = {
+        "failed": [entry for entry in entries if entry["reason"] not in EMPTY],
+        "empty": [entry for entry in entries if entry["reason"] in EMPTY],
+        "files_of_other_modalities": sum(map(_other, index.ledger.entries)),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def line(key: str, failure: Failure) -> dict[str, Any]:

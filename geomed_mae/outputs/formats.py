@@ -12,34 +12,49 @@ from geomed_mae.heads.task_model import TaskModel
 from geomed_mae.writers import AUTO, writer
 
 DICOM_SEG = "dicom-seg"
-GRIDS = {"cog": ("raster",), "nifti": ("volume", "plane"), DICOM_SEG: ("volume", "plane")}
-"""Geometries that a format can represent."""
+AUTOMATIC = "auto"
 
 
-def form_of(wanted: str, row: Row) -> str:
-    """Return the name of the writer for an image; "auto" is COG for rasters and NIfTI for everything else.
+def known_format(wanted: str) -> None:
+    """Make sure that a format is "auto" or the name of a writer.
 
     Raises:
-        ConfigError: the format cannot hold the image's geometry.
+        ConfigError: it is none; the message names the nearest.
     """
-    form = AUTO[row.geometry] if wanted == "auto" else wanted
-    if row.geometry not in GRIDS.get(form, (row.geometry,)):
-        raise ConfigError(f"--format {form} cannot hold a {row.geometry}; use --format auto")
-    return form
+    if wanted != AUTOMATIC:
+        writer(wanted)
 
 
-def check_formats(forms: Sequence[str], index: Index, rows: Sequence[Row], *, probabilities: bool) -> None:
+def forms_of(wanted: str, rows: Sequence[Row]) -> list[str]:
+    """Return the name of the writer for each image; "auto" is COG for rasters and NIfTI for everything else.
+
+    Raises:
+        ConfigError: there is no such writer, or it cannot hold an image's geometry.
+    """
+    forms = {kind: AUTO[kind] if wanted == AUTOMATIC else wanted for kind in {row.geometry for row in rows}}
+    for kind, form in sorted(forms.items()):
+        if kind not in writer(form).GEOMETRIES:
+            raise ConfigError(f"--format {form} cannot hold a {kind}; use --format {AUTOMATIC}")
+    return [forms[row.geometry] for row in rows]
+
+
+def check_formats(
+    forms: Sequence[str], index: Index, rows: Sequence[Row], classes: tuple[str, ...], *, probabilities: bool
+) -> None:
     """Make sure that the writers can hold what is asked of them, before anything is computed.
 
     Raises:
-        ConfigError: there is no such writer, it cannot hold probabilities, or a DICOM segmentation is asked for of an
-            image that is not DICOM.
+        ConfigError: it cannot hold probabilities, or not so many, or a DICOM segmentation is asked for of an image that
+            is not DICOM.
     """
     for form in sorted(set(forms)):
         made = writer(form)
         if probabilities and not hasattr(made, "stream_chances"):
             raise ConfigError(f"--probabilities cannot be written as {form}; leave it out, or choose another --format")
-    _check_dicom([row for form, row in zip(forms, rows, strict=True) if form == DICOM_SEG], index)
+    dicom = [row for form, row in zip(forms, rows, strict=True) if form == DICOM_SEG]
+    _check_dicom(dicom, index)
+    for row in dicom if probabilities else ():
+        writer(DICOM_SEG).check_chances(row.shape, classes)
 
 
 def _check_dicom(rows: Sequence[Row], index: Index) -> None:
@@ -50,7 +65,8 @@ def _check_dicom(rows: Sequence[Row], index: Index) -> None:
         one = strange[0]
         raise ConfigError(
             f"--format {DICOM_SEG} refers to DICOM slices, and {len(strange)} of {len(rows)} images are no DICOM, for "
-            f"example a {one.geometry} of modality {one.modality}, read as {index.reader(one.key)}; use --format nifti"
+            f"example '{index.paths(one.key)[0]}', read as {index.reader(one.key)}; give the DICOM images alone, or "
+            "use --format nifti"
         )
 
 

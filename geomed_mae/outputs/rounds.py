@@ -24,10 +24,11 @@ from geomed_mae.heads.blocks import answer, batches_of, cache_of
 from geomed_mae.heads.task_model import TaskModel
 from geomed_mae.heads.tiling import Block, block_size, blocks_of
 from geomed_mae.image import Geometry, RasterGeometry, VolumeGeometry
+from geomed_mae.outputs import NAME_HEX
 from geomed_mae.outputs.block_file import put_together, strip_rows, write_block
 from geomed_mae.outputs.failures import Failure, failure_of
-from geomed_mae.outputs.formats import chances_name, writer_options
-from geomed_mae.outputs.work import DONE, NAME_HEX, Work, block_mark, sha256, writing
+from geomed_mae.outputs.formats import DICOM_SEG, chances_name, writer_options
+from geomed_mae.outputs.work import DONE, Work, block_mark, sha256, writing
 from geomed_mae.training.distributed import Ranks
 from geomed_mae.writers import NODATA, writer
 
@@ -96,8 +97,13 @@ class Segmenting:
             blocks=tuple(blocks_of(row.shape, size)),
             batches=tuple(batches_of(row, size, crop, self.batch)),
             fingerprint=fingerprint,
-            done=fingerprint_of(self.model, self.digest, [fingerprint, form]),
+            done=fingerprint_of(self.model, self.digest, [fingerprint, form, self._place(row, form)]),
         )
+
+    def _place(self, row: Row, form: str) -> list[Any]:
+        """Return what a file says beside the answer: where the image lies and, in DICOM, whose it is."""
+        whose = self.index.identity(row.key) if form == DICOM_SEG else ()
+        return [_described(self.index.outline(row.key).geometry), sorted(whose)]
 
     def run(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
         """Do all jobs; yield after each batch of windows of this process.

@@ -76,6 +76,9 @@ class Work:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OutputError(f"another process predicts into '{self.out}'; wait for it or stop it") from None
+            # One that waited here while another finished would hold the lock of a folder that is gone.
+            if not os.path.samestat(os.fstat(self._lock), (self.folder / "lock").stat()):
+                raise OutputError(f"another process has just predicted into '{self.out}'; run the same command again")
             for entry in self.folder.iterdir():
                 if entry.is_symlink() or (overwrite and entry.name != "lock"):
                     _remove(entry)

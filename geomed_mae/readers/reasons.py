@@ -90,3 +90,8 @@ NOT_BAD = frozenset(
 def status(reason: Reason) -> str:
     """Return the ledger status of a refused file: "unsupported" or "skipped"."""
     return "unsupported" if reason in UNSUPPORTED else "skipped"
+
+
+OTHER_DICOM = "DICOM Modality"
+"""Beginning of the detail of a MODALITY_MISMATCH that says no more than that a DICOM file is of another modality: a
+folder of one patient holds many kinds of them."""

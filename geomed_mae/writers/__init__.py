@@ -3,9 +3,10 @@
 A writer is a module in this folder (or an entry point of group `geomed_mae.writers`) with these names:
 
     SUFFIX: str                                   ending of its files
+    GEOMETRIES: tuple[str, ...]                   what it can hold: "raster", "volume", "plane"
     write(path, array, geometry, classes)         one class map, all in memory
     stream(path, shape, geometry, classes)        the same, filled from the first row or slice to the last
-    stream_chances(path, shape, geometry, classes)     the probability of each class, filled likewise
+    stream_chances(path, shape, geometry, classes)     the probability of each class, filled likewise; may be absent
 
 Class maps are uint8 with NODATA where the image was not valid. Probabilities are stored in steps of 1 / CHANCE_STEPS.
 A file appears under its name when it is complete: it is written beside it first. Nothing that identifies a person or a

@@ -19,6 +19,7 @@ from geomed_mae.writers import CHANCE_STEPS, NODATA, check_classes, stored_chanc
 from geomed_mae.writers.cog_rows import PIECE_ROWS, Bands, Rows, rows_to_cog
 
 SUFFIX = ".tif"
+GEOMETRIES = ("raster",)
 
 
 class ClassRaster:

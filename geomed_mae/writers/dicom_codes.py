@@ -69,9 +69,8 @@ class SegmentMeaning:
 
 
 def segment_numbers(classes: Sequence[str]) -> tuple[int, ...]:
-    """Return the class numbers that become segments: all but a first class of the name "background"."""
-    first = 1 if classes and classes[0].strip().lower() == BACKGROUND else 0
-    return tuple(range(first, len(classes)))
+    """Return the class numbers that become segments: all but a class of the name "background"."""
+    return tuple(number for number, name in enumerate(classes) if name.strip().casefold() != BACKGROUND)
 
 
 def segment_meaning(name: str, codes: Mapping[str, Mapping[str, str]] | None) -> SegmentMeaning:

@@ -35,6 +35,8 @@ SERIES_NUMBER = 9000
 """Within the study, beyond what scanners number."""
 DIGEST_HEX = 32
 """Digits of the model's digest that are stored."""
+LONGEST_LABEL, LONGEST_DESCRIPTION = 64, 1024
+"""Characters of a label (VR LO) and of a description (VR ST), which has the whole of a longer name."""
 UTF8 = "ISO_IR 192"
 """Class names are in any script, and the patient's name is decoded when it is read."""
 SLICE_CLASS, PLANE_CLASS = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
@@ -45,10 +47,18 @@ STAND_IN = "2.25."
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an object says beside its pixels: the source, the meaning of each segment, and the model's digest or ""."""
+    """What an object says beside its pixels.
+
+    Attributes:
+        origin: the source.
+        segments: meaning of each segment.
+        colours: red, green and blue of each segment, 0 to 255.
+        model: the model's digest, or "".
+    """
 
     origin: Origin
     segments: tuple[SegmentMeaning, ...]
+    colours: tuple[tuple[int, ...], ...]
     model: str
 
 
@@ -61,6 +71,7 @@ def load_highdicom() -> Any:
     try:
         import highdicom
         import highdicom.coding_schemes
+        import highdicom.color
         import highdicom.seg
         import highdicom.sr
     except ImportError:
@@ -167,15 +178,19 @@ def _descriptions(hd: Any, about: About, release: str) -> list[Any]:
     said = {"model": about.model[:DIGEST_HEX]} if about.model else None
     algorithm = hd.AlgorithmIdentificationSequence(NAME, codes.cid7162.ArtificialIntelligence, release, parameters=said)
     descriptions = []
-    for number, segment in enumerate(about.segments, 1):
+    for number, (segment, colour) in enumerate(zip(about.segments, about.colours, strict=True), 1):
+        name = segment.name.replace("\\", " ")
         made = hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=segment.name.replace("\\", " ")[:64],
+            segment_label=name[:LONGEST_LABEL],
             segmented_property_category=_concept(hd, segment.category),
             segmented_property_type=_concept(hd, segment.type),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
+            display_color=hd.color.CIELabColor.from_rgb(*colour),
         )
+        if len(name) > LONGEST_LABEL:
+            made.SegmentDescription = name[:LONGEST_DESCRIPTION]
         if segment.side is not None:
             thing = made.SegmentedPropertyTypeCodeSequence[0]
             thing.SegmentedPropertyTypeModifierCodeSequence = [_concept(hd, segment.side)]

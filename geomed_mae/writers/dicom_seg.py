@@ -1,7 +1,8 @@
 """Class maps and probabilities as DICOM Segmentation objects (PS3.3 A.51, C.8.20); `dicom_object` makes the object.
 
-Every class but a first one called "background" is a segment, in the order of the classes, with a coded meaning (see
-`dicom_codes`); a class that occurs nowhere stays a described segment. Pixels that are not valid are in no segment.
+Every class but one called "background" is a segment, in the order of the classes, with a coded meaning (see
+`dicom_codes`) and the colour that it has in the other formats; a class that occurs nowhere stays a described segment.
+Pixels that are not valid are in no segment.
 A BINARY segmentation holds the class map, a FRACTIONAL one the probabilities of the segments.
 
 The standard demands the patient and the study of the source in the object (see `readers.dicom.origin`), and the date of
@@ -10,6 +11,7 @@ its creation. UIDs are random. Nothing else of the source and nothing of this ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +24,12 @@ from geomed_mae.readers.dicom.origin import Origin
 from geomed_mae.writers import check_classes, complete_file, stored_chances
 from geomed_mae.writers.dicom_codes import segment_meaning, segment_numbers
 from geomed_mae.writers.dicom_object import About, build_object, load_highdicom, save_object
+from geomed_mae.writers.legend import colours
 
 SUFFIX = ".dcm"
+GEOMETRIES = ("volume", "plane")
+MOST_BYTES = 2**32 - 2
+"""Of an element of native pixels, whose length is an even number of 32 bits (PS3.5 section 7.1.2)."""
 
 
 def require() -> None:
@@ -33,6 +39,20 @@ def require() -> None:
         MissingExtraError: highdicom is not installed.
     """
     load_highdicom()
+
+
+def check_chances(shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    """Make sure that the probabilities of an image of `shape` fit into one object, a byte a voxel and segment.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    size = math.prod(shape) * len(segment_numbers(classes))
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"the probabilities of {len(segment_numbers(classes))} segments of {' x '.join(map(str, shape))} voxels "
+            f"take {size / 2**30:.1f} GiB, and a DICOM object holds 4; leave --probabilities out, or use --format nifti"
+        )
 
 
 class Segments:
@@ -143,8 +163,9 @@ def describe(
     origin: Origin, classes: tuple[str, ...], codes: Mapping[str, Mapping[str, str]] | None, model: str
 ) -> About:
     """Return what an object says of itself; Args, Raises: as `stream`."""
-    segments = tuple(segment_meaning(classes[number], codes) for number in segment_numbers(classes))
-    return About(origin, segments, model)
+    numbers, table = segment_numbers(classes), colours(len(classes))
+    segments = tuple(segment_meaning(classes[number], codes) for number in numbers)
+    return About(origin, segments, tuple(table[number][:3] for number in numbers), model)
 
 
 def _write(path: Path, array: np.ndarray, about: About, *, fractional: bool) -> None:

@@ -37,6 +37,8 @@ MAX_GROUP = 16_384
 """Rows of one row group."""
 HILBERT_BITS = 16
 """The curve runs through 65536 x 65536 cells of the table's extent."""
+PLAIN = (str, int, float, bool)
+"""Types of the values of a row that a search shows as they are."""
 DIGITS = 6
 """Decimals of a similarity: vectors are float32."""
 BOX = ("row_start", "row_stop", "column_start", "column_stop")
@@ -139,7 +141,7 @@ class EmbeddingTable:
         if known:
             metadata["geo"] = geo_metadata(known)
         order = self._order()
-        step = max(1, min(MAX_GROUP, GROUP_BYTES // (4 * self.dim)))
+        step = rows_of_group(self.dim)
         with complete_file(path) as final:
             schema = self._columns(order[:0], placed=bool(known)).schema.with_metadata(metadata)
             with pq.ParquetWriter(final, schema, compression="zstd") as writer:
@@ -222,22 +224,36 @@ def about(path: Path) -> dict[str, Any]:
 
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[b"emb"])
-        if isinstance(found["model"], dict) and isinstance(found["embedding"]["dim"], int):
+        if _is_about(found):
             return found
     except FileNotFoundError:
         raise ConfigError(
             f"there is no table '{path}' to search in; write one first: geomed-mae embed ENCODER --archive PATH --out "
             f"'{path.parent}'"
         ) from None
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError):
         pass
-    raise ConfigError(f"'{path}' is no table of embeddings of this package (no `emb` metadata)")
+    raise ConfigError(f"'{path}' is no table of embeddings of this package (no `emb` metadata, or not ours)")
+
+
+def _is_about(found: Any) -> bool:
+    """Return whether metadata are in our form: a table may come from anywhere."""
+    model, dim, tile = found["model"], found["embedding"]["dim"], found.get("tile_px", 1)
+    layers, channels = model["layers"], model.get("channels", [])
+    return (
+        all(type(number) is int and number > 0 for number in (dim, tile))
+        and isinstance(layers, list)
+        and len(layers) > 0
+        and all(type(layer) is int and layer >= 0 for layer in layers)
+        and isinstance(channels, list)
+        and all(isinstance(name, str) for name in channels)
+    )
 
 
 def nearest(path: Path, vector: np.ndarray, top: int) -> list[dict[str, Any]]:
     """Return the rows whose vectors are most like `vector` (cosine), the most similar first.
 
-    All rows are compared, a row group at a time.
+    All rows are compared, some thousand at a time, however large the table's row groups are.
 
     Args:
         path: table of `EmbeddingTable`.
@@ -248,7 +264,7 @@ def nearest(path: Path, vector: np.ndarray, top: int) -> list[dict[str, Any]]:
         Per row `similarity` (-1 to 1) and all its columns but the vector and the outline.
 
     Raises:
-        ConfigError: the table is damaged.
+        ConfigError: the table is damaged, or its vectors are not as long as this one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -259,26 +275,39 @@ def nearest(path: Path, vector: np.ndarray, top: int) -> list[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             shown = [name for name in file.schema_arrow.names if name not in ("embedding", "geometry", "bbox")]
             first = 0
-            for group in range(file.num_row_groups):
-                likeness = _likeness(file.read_row_group(group, columns=["embedding"]), wanted)
+            for part in file.iter_batches(rows_of_group(len(vector)), columns=["embedding", *shown]):
+                likeness = _likeness(part.column("embedding"), wanted)
                 # A tie is settled by the order of the table, so that an answer is the same every time.
-                some = np.argsort(-likeness, kind="stable")[:top]
-                plain = file.read_row_group(group, columns=shown) if len(some) else None
-                best += [(float(likeness[at]), first + at, plain.slice(at, 1).to_pylist()[0]) for at in some.tolist()]
+                some = np.argsort(-likeness, kind="stable")[:top].tolist()
+                plain = part.select(shown).take(some).to_pylist()
+                best += [(float(likeness[at]), first + at, row) for at, row in zip(some, plain, strict=True)]
                 best = sorted(best, key=lambda entry: (-entry[0], entry[1]))[:top]
                 first += len(likeness)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise ConfigError(f"'{path}' cannot be read; write it again with embed --archive: {error}") from error
     return [{"similarity": round(similarity, DIGITS), **_plain(row)} for similarity, _, row in best]
 
 
-def _likeness(table: Any, wanted: np.ndarray) -> np.ndarray:
-    """Return the cosine of each row's vector with a vector of length 1, float64 (rows,)."""
-    values = np.concatenate([chunk.flatten().to_numpy() for chunk in table["embedding"].chunks] or [np.empty(0)])
-    vectors = values.reshape(table.num_rows, -1) if table.num_rows else np.empty((0, len(wanted)))
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
-    return vectors @ wanted / lengths
+def rows_of_group(dim: int) -> int:
+    """Return how many rows of vectors of length `dim` are written, or compared, at a time."""
+    return max(1, min(MAX_GROUP, GROUP_BYTES // (4 * dim)))
+
+
+def _likeness(column: Any, wanted: np.ndarray) -> np.ndarray:
+    """Return the cosine of each vector of an arrow array of lists with one of length 1, float64 (rows,).
+
+    Raises:
+        TypeError: not every row has a vector of that many numbers.
+    """
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    if not (lengths == len(wanted)).all():
+        raise TypeError(f"column embedding has rows without a vector of {len(wanted)} numbers")
+    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), len(wanted))
+    return vectors @ wanted / np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
+    """Return what a row says, as JSON can: columns that somebody has added may hold anything."""
+    return {name: value if isinstance(value, PLAIN) else str(value) for name, value in row.items() if value is not None}

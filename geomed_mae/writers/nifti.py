@@ -3,7 +3,8 @@
 NIfTI's axes are (column, row, slice) and its millimetres RAS (x to the Right, y Anterior); ours are (slice, row,
 column) and LPS. Both differences are undone without resampling: the array is transposed, the first two world axes
 change sign. The affine is stored in the sform, sheared ones (gantry tilt) included; the qform, which holds no shear, is
-set only when it says the same. Both are float32 in the format, which costs less than 1e-4 mm.
+set only when it says the same. ITK, and with it SimpleITK, refuses sheared NIfTI files: of tilted series, a DICOM SEG
+serves more programs. Both transforms are float32 in the format, which costs less than 1e-4 mm.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from geomed_mae.image import PlaneGeometry, VolumeGeometry
 from geomed_mae.writers import CHANCE_STEPS, check_classes, complete_file, legend, stored_chances
 
 SUFFIX = ".nii.gz"
+GEOMETRIES = ("volume", "plane")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 REVERSED = [2, 1, 0, 3]
 """Columns of an affine in the order (column, row, slice, origin)."""

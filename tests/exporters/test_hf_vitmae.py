@@ -142,6 +142,14 @@ def test_what_a_vitmae_cannot_be_is_refused_with_a_way_out(tmp_path, made, said)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_image_processor_that_scales_otherwise_leaves_nothing_behind(tmp_path, monkeypatch):
+    true = exporter._processor
+    monkeypatch.setattr(exporter, "_processor", lambda request: {**true(request), "do_rescale": False})
+    with pytest.raises(IntegrityError, match="differs from the model"):
+        exporter.export(ask(encoder(), modality="rgb"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("damaged", ["vit.layernorm.bias", "decoder.mask_token", "decoder.decoder_pred.weight"])
 def test_a_mismatch_in_encoder_or_decoder_leaves_nothing_behind(tmp_path, monkeypatch, damaged):
     kind = "_encoder" if damaged.startswith("vit.") else "_decoder"

@@ -99,7 +99,14 @@ def test_its_table_is_that_of_predict(exported):
 def test_the_bundle_says_what_goes_in_and_out(exported):
     work, _, _, _ = exported
     names = {str(path.relative_to(work / "segment")) for path in (work / "segment").rglob("*") if path.is_file()}
-    assert {"LICENSE", "docs/README.md", "configs/metadata.json", "models/model.ts", "model/MANIFEST.sha256"} <= names
+    assert {
+        "LICENSE",
+        "contract.json",
+        "docs/README.md",
+        "configs/metadata.json",
+        "models/model.ts",
+        "model/MANIFEST.sha256",
+    } <= names
     said = json.loads((work / "segment" / "configs" / "metadata.json").read_text())
     image, pred = said["network_data_format"]["inputs"]["image"], said["network_data_format"]["outputs"]["pred"]
     assert (image["modality"], image["num_channels"], image["spatial_shape"]) == ("MR", 1, [12, 16, 4])
@@ -118,6 +125,24 @@ def test_we_open_the_bundle_too_and_no_path_of_ours_is_inside(exported):
     for path in (path for path in (work / "segment").rglob("*") if path.is_file()):
         data = path.read_bytes()
         assert str(work).encode() not in data and str(Path(exporter.__file__).parents[2]).encode() not in data, path
+
+
+def test_slices_of_a_dicom_series_run_along_their_normal(exported):
+    from monai.bundle import ConfigParser
+    from monai.data import MetaTensor
+
+    work, _, _, _ = exported
+    config = json.loads((work / "segment" / "configs" / "inference.json").read_text())
+    (step,) = (one for one in config["preprocessing"]["transforms"] if "upside_down" in one.get("func", ""))
+    parser = ConfigParser({"imports": config["imports"], "upside_down": config["upside_down"], "step": step})
+    turn = parser.get_parsed_content("step")
+    pixels = torch.arange(24.0).reshape(1, 2, 3, 4)
+    for series, depth, turned in ((True, -2.0, True), (True, 2.0, False), (False, -2.0, False)):
+        meta = {"00200037": {"Value": [1, 0, 0, 0, 1, 0]}} if series else {}
+        image = MetaTensor(pixels, affine=torch.diag(torch.tensor([-1.0, -1.0, depth, 1.0])), meta=meta)
+        made = turn({"image": image})["image"]
+        assert torch.equal(made.as_tensor(), pixels.flip(3) if turned else pixels)
+        assert made.affine[2, [2, 3]].tolist() == ([2.0, -6.0] if turned else [depth, 0.0])
 
 
 def test_encoders_and_rasters_are_refused(tmp_path, exported):

@@ -46,6 +46,18 @@ def test_a_fine_tuned_model_goes_with_its_head(tmp_path, head, task):
     assert "| 2 | posterior |" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_decoder_that_is_not_the_one_of_the_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    mae, other = autoencoder(), autoencoder()
+    torch.nn.init.ones_(other.decoder.mask_token)
+    true = exporter.save_encoder
+    monkeypatch.setattr(
+        exporter, "save_encoder", lambda *given, **more: true(*given, **more | {"decoder": other.decoder})
+    )
+    with pytest.raises(IntegrityError, match="nothing was written"):
+        exporter.export(ask(PretrainedEncoder(mae.encoder, contract()), mae=mae, modality="ct"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_bit_of_difference_leaves_nothing_behind(tmp_path, monkeypatch):
     source = encoder()
 

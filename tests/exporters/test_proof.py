@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from geomed_mae.archives.seen import Seen
 from geomed_mae.archives.statistics import summarise
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError
-from geomed_mae.exporters import card
+from geomed_mae.exporters import card, hf_vitmae, native, timm
 from geomed_mae.exporters.fixed import FixedEncoder, FixedTask, PhysicalEncoder, fixed
 from geomed_mae.exporters.folder import building, carry_native, written
 from geomed_mae.exporters.proof import TOLERANCE, difference, ours, prove, trial
 from geomed_mae.exporters.request import ask
 from geomed_mae.heads.task_model import load_task_model
 from geomed_mae.image import Image, RasterGeometry, VolumeGeometry
+from geomed_mae.models.contract import Contract
 from geomed_mae.models.encoder_folder import load_encoder
 from geomed_mae.models.manifest import digests
 from tests.exporters.given import MR, S2, asked, encoder
@@ -186,10 +189,50 @@ def test_an_export_carries_the_native_weights_where_nobody_else_opens_it(tmp_pat
     assert torch.equal(ours(tuned, given).probabilities, ours(replace(tuned, task=opened), given).probabilities)
 
 
+def test_a_lost_limit_shows_in_what_is_compared_on():
+    request = ask(encoder(), modality="sentinel2-l2a", channels=["B04", "B08"])
+    given, model = trial(request), PhysicalEncoder(request)
+    mine = ours(request, given).features
+    for limit in ("low", "high"):
+        broken = copy.deepcopy(model)
+        getattr(broken.scaling, limit)[:, 1] = 1e9 if limit == "high" else -1e9
+        assert difference(mine, model(given.fed)[0]) < TOLERANCE < difference(mine, broken(given.fed)[0])
+
+
+@pytest.mark.parametrize("target", [native, timm, hf_vitmae])
+def test_a_contract_that_says_something_else_leaves_nothing_behind(tmp_path, monkeypatch, target):
+    """The channels in another order, then another mean: the weights alone would not show it."""
+    request, whole = ask(encoder(), modality="sentinel2-l2a"), Contract.to_json
+    for change in (
+        lambda data: data["channels"].reverse(),
+        lambda data: data["channels"][0].update(center=0.2),
+    ):
+
+        def changed(contract, change=change):
+            data = json.loads(whole(contract))
+            change(data)
+            return json.dumps(data)
+
+        with monkeypatch.context() as patch, pytest.raises(IntegrityError, match="nothing was written"):
+            patch.setattr(Contract, "to_json", changed)
+            target.export(request, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+
 def test_the_card_of_a_model_from_scratch_claims_no_pretraining():
     # Its contract is the pretrained twin's; what it has seen says that it began from random weights.
     text = card.model_card(asked("linear", "segment", seen=Seen((), ("training",))), title="T", opening="O")
     assert "trained on labelled images alone, without pretraining" in text and "on 7 images" not in text
+    assert "tags: [geomed-mae]" in text and "masked" not in text
+
+
+def test_a_card_of_channels_that_are_scaled_in_two_ways_says_which_go_in_scaled():
+    whole = ask(encoder(), modality="ct")
+    mixed = replace(whole, entries=(*whole.entries, replace(whole.entries[0], method="image", value_range=None)))
+    text = card.model_card(mixed, title="T", opening="O")
+    assert "are part of it; but where mean and std are the image's own, the model takes values that are scaled" in text
+    assert card.contract_json(mixed)["input"]["scaled_already"] == [mixed.entries[1].channel.name]
+    assert card.contract_json(whole)["input"]["scaled_already"] == []
 
 
 def test_the_card_says_what_is_fed_and_names_no_placeholder():
@@ -203,3 +246,12 @@ def test_the_card_says_what_is_fed_and_names_no_placeholder():
     data = card.contract_json(asked("attentive", "classify", "ct"), layout="b c z y x")
     assert data["input"]["size"] == [4, 16, 16] and data["input"]["spacing_unit"] == "mm"
     assert data["output"]["task"] == "classify" and len(data["channels"]) == 1
+
+
+def test_the_card_says_how_stored_numbers_become_reflectance():
+    text = card.model_card(ask(encoder(), modality="sentinel2-l2a"), title="t", opening="o")
+    assert "reflectance = number * 0.0001, in products since processing baseline 04.00" in text
+    assert "(number - 1000) * 0.0001" in text
+    assert "Files of this modality store numbers" not in card.model_card(
+        ask(encoder(), modality="mr"), title="t", opening="o"
+    )

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import geomed_mae.exporters.stac_mlm as exporter
+from geomed_mae.archives.seen import Seen
 from geomed_mae.errors import IntegrityError
 from geomed_mae.exporters.proof import ours, trial
 from geomed_mae.exporters.request import Request, ask
@@ -185,6 +186,25 @@ def test_other_ranges_for_other_channels_are_clipped_each_by_its_own():
     text = exporter._clipping(replace(request, entries=(replace(first, value_range=None), *rest)))["expression"]
     x = np.full((3, 2, 2), 5.0)
     assert eval(text, {"x": x, "numpy": np})[:, 0, 0].tolist() == [5.0, 1.6, 1.6]
+
+
+def test_names_of_classes_are_machine_readable_and_limits_exact(tmp_path):
+    asked = task_request(tmp_path / "a", "linear", "segment", 2)
+    spec = asked.task.spec
+    asked.task.spec = replace(spec, head=replace(spec.head, classes=("back muscles", *spec.head.classes[1:])))
+    (said,) = exporter._outputs(asked)
+    assert said["classification:classes"][0] == {"value": 0, "name": "back-muscles", "description": "back muscles"}
+    wide = replace(asked, entries=tuple(replace(one, value_range=(-1.0, 1234567.5)) for one in asked.entries))
+    assert exporter._clipping(wide)["expression"] == "numpy.clip(x, -1.0, 1234567.5)"
+
+
+def test_a_model_from_scratch_is_not_called_pretrained(tmp_path):
+    asked = task_request(tmp_path / "a", "linear", "segment", 2)
+    for seen, wanted in ((Seen.nothing(), False), (Seen.unknown(), True)):
+        contract = replace(asked.encoder.contract, images=7)
+        encoder = PretrainedEncoder(asked.encoder.module, contract, seen=seen)
+        said = exporter._properties(replace(asked, encoder=encoder), "segmentation")
+        assert said["mlm:pretrained"] is wanted and ("masked autoencoder" in said["description"]) is wanted
 
 
 def test_a_mismatch_leaves_nothing_behind(tmp_path, monkeypatch):

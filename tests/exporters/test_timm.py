@@ -114,6 +114,21 @@ def test_a_mismatch_leaves_nothing_behind(encoder, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mean_or_a_deviation_that_is_not_the_models_leaves_nothing_behind(encoder, tmp_path, monkeypatch):
+    config = exporter._config
+    for name in ("mean", "std"):
+
+        def changed(*given, name=name):
+            found = config(*given)
+            found["pretrained_cfg"][name][-1] *= 1.01
+            return found
+
+        monkeypatch.setattr(exporter, "_config", changed)
+        with pytest.raises(IntegrityError, match="differs from the model by"):
+            exporter.export(ask(encoder, modality="sentinel2-l2a"), tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+
 def test_unknown_channels_and_odd_sizes_are_refused(encoder):
     with pytest.raises(ConfigError, match=r"--channels \['B99'\]: modality 'sentinel2-l2a' has \['B01'"):
         ask(encoder, modality="sentinel2-l2a", channels=["B99"])

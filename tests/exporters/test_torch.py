@@ -14,6 +14,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import nn
 
+import geomed_mae.exporters.fixed as fixed
 import geomed_mae.exporters.graph as graphs
 import geomed_mae.exporters.torch as exporter
 from geomed_mae.errors import ConfigError, IntegrityError
@@ -156,6 +157,17 @@ def test_a_head_for_one_size_is_exported_for_that_size(caplog):
     assert not graph.dynamic and graph.sizes == ((24, 8),)
     assert "its head is for one size" in graph.why_fixed and "the export is for one size" in caplog.text
     assert graph.program.module()(torch.zeros(4, 3, 24, 8)).shape == (4, 3)
+
+
+def test_a_size_of_more_patches_than_an_open_axis_has_is_the_only_one(monkeypatch):
+    encoder = encoder_of()
+    for module in (graphs, fixed):
+        monkeypatch.setattr(module, "MOST_PATCHES", 4)
+    longest = graphs.traced(ask(encoder, channels=RGB, size=(24, 16)))
+    assert longest.dynamic and longest.sizes == ((24, 16), (32, 12))
+    assert graphs.comparisons(longest)[1][1].features.shape[2:] == (4, 3)
+    longer = graphs.traced(ask(encoder, channels=RGB, size=(24, 20)))
+    assert not longer.dynamic and longer.why_fixed == "an axis of it has more than 4 patches"
 
 
 def test_a_head_without_a_graph_is_named(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from geomed_mae.archives.build import open_archive
 from geomed_mae.archives.index import Index
-from geomed_mae.errors import ConfigError
+from geomed_mae.errors import ReadError
 from geomed_mae.heads.windows import (
     INVALID,
     bands,
@@ -224,5 +224,6 @@ def test_an_image_without_any_valid_pixel_is_not_classified(tmp_path, monkeypatc
     row = index.rows[0]
     nothing = (np.zeros((1, 16, 16), np.float32), np.zeros((1, 16, 16), bool))
     monkeypatch.setattr("geomed_mae.heads.windows.cut", lambda *_: nothing)
-    with pytest.raises(ConfigError, match="has no valid pixel to classify"):
+    with pytest.raises(ReadError, match="no pixel of the channels that the model takes is valid") as error:
         image_chances(ByShare((16, 16), (row.channels[0].name,), 128), index, row)
+    assert error.value.reason == "ALL_INVALID", "predict tells it under `failed`, and goes on"

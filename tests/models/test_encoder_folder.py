@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from geomed_mae.errors import ConfigError, IntegrityError, OutputError, SecurityError
 from geomed_mae.models.contract import ChannelContract, Contract
-from geomed_mae.models.encoder_folder import load_encoder, save_encoder
+from geomed_mae.models.encoder_folder import load_encoder, model_card, save_encoder
 from geomed_mae.models.manifest import read_folder, write_folder
 
 
@@ -122,3 +123,10 @@ def test_saving_replaces_an_encoder_folder_but_nothing_else(folder, mae, contrac
     with pytest.raises(OutputError, match="holds something else"):
         save_encoder(tmp_path / "thesis", mae.encoder, contract)
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+def test_the_card_of_an_encoder_of_another_package_claims_no_pretraining_of_ours(folder):
+    opened = load_encoder(folder)
+    text = model_card(opened.module, replace(opened.contract, images=0, steps=0))
+    assert "whose training is not recorded" in text
+    assert not any(word in text for word in ("pretrained with geomed-mae", "on 0 images", "masked-autoencoder"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from highdicom.color import CIELabColor
 from pydicom.uid import ImplicitVRLittleEndian
 
 from geomed_mae import readers
@@ -19,6 +20,7 @@ from geomed_mae.readers.dicom.origin import read_origin
 from geomed_mae.readers.source import Source
 from geomed_mae.writers import NODATA, dicom_object, dicom_seg
 from geomed_mae.writers.dicom_codes import private_value, segment_meaning, segment_numbers
+from geomed_mae.writers.legend import colours
 from tests.consumer import elsewhere
 from tests.make_dicom import AXIAL, csa_header, dataset, enhanced, mosaic, save, uid, write_series, write_slice
 
@@ -442,8 +444,9 @@ def test_private_codes_of_long_names_differ_and_stay_what_they_are():
     assert private_value("a very long name, the first") != private_value("a very long name, the second")
 
 
-def test_the_first_class_is_a_segment_unless_it_is_the_background(tmp_path):
+def test_every_class_is_a_segment_but_the_background_wherever_it_stands(tmp_path):
     assert segment_numbers(("Background", "a", "b")) == (1, 2) and segment_numbers(("lung", "heart")) == (0, 1)
+    assert segment_numbers(("a", "background", "b")) == (0, 2)
     source, image = axial(tmp_path)
     numbers = RNG.integers(0, 2, SHAPE).astype(np.uint8)
     path = dicom_seg.write(tmp_path / "a", numbers, image.geometry, ("lung", "heart"), origin=read_origin(source))
@@ -451,6 +454,27 @@ def test_the_first_class_is_a_segment_unless_it_is_the_background(tmp_path):
     np.testing.assert_array_equal(labels.array, numbers)
     with pytest.raises(ConfigError, match="leave no segment"):
         dicom_seg.write(tmp_path / "b", numbers, image.geometry, ("background",), origin=read_origin(source))
+
+
+def test_names_beyond_a_label_are_told_apart_by_their_description(tmp_path):
+    source, image = axial(tmp_path)
+    classes = ("background", "n" * 100, "n" * 100 + "b", "liver")
+    numbers = RNG.integers(0, 4, SHAPE).astype(np.uint8)
+    path = dicom_seg.write(tmp_path / "a", numbers, image.geometry, classes, origin=read_origin(source))
+    first, second, third = pydicom.dcmread(path).SegmentSequence
+    assert first.SegmentLabel == second.SegmentLabel == "n" * 64
+    assert (first.SegmentDescription, second.SegmentDescription) == classes[1:3] and "SegmentDescription" not in third
+    labels = read_labels(path, image, LabelQuery(identity=source.identity, classes=classes))
+    np.testing.assert_array_equal(labels.array, numbers)
+
+
+def test_segments_have_the_colours_of_the_other_formats(tmp_path):
+    source, image = axial(tmp_path)
+    path = dicom_seg.write(tmp_path / "a", class_map(SHAPE), image.geometry, CLASSES, origin=read_origin(source))
+    for number, segment in enumerate(pydicom.dcmread(path).SegmentSequence, 1):
+        lightness, a, b = (value / 65535 for value in segment.RecommendedDisplayCIELabValue)
+        shown = CIELabColor(lightness * 100, a * 255 - 128, b * 255 - 128).to_rgb()
+        np.testing.assert_allclose(shown, colours(len(CLASSES))[number][:3], atol=3)
 
 
 def test_class_names_in_any_script_are_kept(tmp_path):

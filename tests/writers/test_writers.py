@@ -11,7 +11,9 @@ from geomed_mae.writers import AUTO, MARKER, writer
 
 def test_class_map_writers_are_found_by_name():
     assert plugin_names("writers", marker=MARKER) == ["cog", "dicom_seg", "nifti"]
-    assert all(hasattr(writer(name), "stream") and hasattr(writer(name), "write") for name in set(AUTO.values()))
+    for name in plugin_names("writers", marker=MARKER):
+        assert all(hasattr(writer(name), part) for part in ("stream", "stream_chances", "write"))
+    assert all(kind in writer(name).GEOMETRIES for kind, name in AUTO.items())
 
 
 def test_an_unknown_format_names_the_nearest():

@@ -1,7 +1,8 @@
 """The segments and frames of one DICOM SEG: what each frame shows, where it lies, its pixels (PS3.3 C.8.20, C.7.6.16).
 
-A class is found by SegmentLabel, else by the meaning or value of SegmentedPropertyTypeCodeSequence; segment numbers
-mean nothing beyond their file. FRACTIONAL frames are inside from FRACTION of their maximum on.
+A class is found by SegmentLabel, else by the meaning or value of SegmentedPropertyTypeCodeSequence, else by
+SegmentDescription; segment numbers mean nothing beyond their file. FRACTIONAL frames are inside from FRACTION of their
+maximum on.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class Segmentation:
             raise ReadError(f"{self.place} has a frame of a segment it does not describe", Reason.MALFORMED.name)
         coded = item.items("SegmentedPropertyTypeCodeSequence")
         also = [one.text(keyword) for one in coded for keyword in ("CodeMeaning", "CodeValue", "LongCodeValue")]
+        also.append(item.text("SegmentDescription"))  # of a name that is too long for a label
         label, *others = (decoded_text(text, self._charset) for text in (item.text("SegmentLabel"), *also))
         return numbers.number_of(label, others)
 

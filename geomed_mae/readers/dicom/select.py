@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from geomed_mae.modalities import Modality
 from geomed_mae.readers.dicom.image_header import Header
-from geomed_mae.readers.reasons import Reason
+from geomed_mae.readers.reasons import OTHER_DICOM, Reason
 
 FORMAT = "dicom"
 """How modality files call this format."""
@@ -46,7 +46,7 @@ def choose_modality(header: Header, modalities: Sequence[Modality]) -> Modality 
     if header.burned_in == "YES" and (chosen is None or auto or header.modality not in CAPTURED_MODALITIES):
         return Reason.BURNED_IN, "BurnedInAnnotation is YES"
     if chosen is None or (chosen.geometry == "raster" and len(chosen.channels) != COLOURS):
-        return Reason.MODALITY_MISMATCH, f"DICOM Modality '{_code(header.modality)}'"
+        return Reason.MODALITY_MISMATCH, f"{OTHER_DICOM} '{_code(header.modality)}'"
     return chosen
 
 

@@ -187,6 +187,7 @@ TAGS = {
     "SegmentSequence": 0x00620002,
     "SegmentNumber": 0x00620004,
     "SegmentLabel": 0x00620005,
+    "SegmentDescription": 0x00620006,
     "SegmentIdentificationSequence": 0x0062000A,
     "ReferencedSegmentNumber": 0x0062000B,
     "MaximumFractionalValue": 0x0062000E,
