@@ -18,7 +18,7 @@ ALL_BAD = 1.0
 """Share of broken files of a raw archive that predict and embed put up with: each is told, the others are done."""
 
 EMPTY = frozenset({Reason.ALL_INVALID.name, Reason.NO_INFORMATION.name})
-"""Reasons of images without anything in them to answer, such as tiles beyond the edge of a swath: told, but no failure."""
+"""Reasons of images without anything in them to answer, such as tiles beyond the edge of a swath: told, no failure."""
 
 Failure = tuple[str, str]
 """Reason, and what a person at the terminal is told; the second may name a file."""
