@@ -67,8 +67,8 @@ def predict(
     Returns:
         `out`, counts, and per image its key, its (first) input file, the map and pixels per class; or the names of
         `tables`, and per image its classes and their probabilities. `resumed` and `discarded` where there was
-        half-finished work; `failed` where images could not be read, with their reasons, `empty` where nothing in them is
-        valid. Nothing in processes other than the first.
+        half-finished work; `failed` where images could not be read, with their reasons, `empty` where nothing in them
+        is valid. Nothing in processes other than the first.
 
     Raises:
         ConfigError: no finished run, no image that the model is made for, or a format that cannot hold the geometry.
