@@ -328,6 +328,8 @@ import click
 from geomed_mae.cli.group import main
 from geomed_mae.writers import complete_file
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+
 @main.command()
 @click.argument("out")
 def wait(out):
