@@ -9,7 +9,7 @@ from typing import Any
 from geomed_mae.errors import ConfigError
 from geomed_mae.exporters.request import Request
 from geomed_mae.image import Channel
-from geomed_mae.modalities import load_modality
+from geomed_mae.modalities import Modality, load_modality
 from geomed_mae.models.contract import ChannelContract, Contract
 
 README, CONTRACT = "README.md", "contract.json"
@@ -106,8 +106,21 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def from_stored(modality: Modality) -> dict[float, str]:
+    """Return how a number that files of a modality store becomes a value, in words, by what is added to it first.
+
+    0 is the usual rule; the other, where there is one, is that of products since a processing baseline.
+    """
+    shift = f" {'-' if modality.offset < 0 else '+'} {abs(modality.offset):g}" if modality.offset else ""
+    rules = {0.0: f"number * {modality.scale:g}{shift}"}
+    if modality.scene is not None and (rule := modality.scene.offset) is not None:
+        added = f"(number {'-' if rule.add < 0 else '+'} {abs(rule.add):g})"
+        rules[rule.add] = f"{added} * {modality.scale:g}{shift}"
+    return rules
+
+
 def _stored_note(request: Request) -> list[str]:
-    """Say how the numbers that files of the modality store become values: other tools hand them over as they are."""
+    """Say how stored numbers become values: other tools hand them over as they are."""
     try:
         modality = load_modality(request.modality)
     except ConfigError:  # a modality file of the user's, which is not here
@@ -115,12 +128,11 @@ def _stored_note(request: Request) -> list[str]:
     fixed = sorted({entry.channel.unit for entry in request.entries if entry.method == "fixed"})
     if (modality.scale, modality.offset) == (1.0, 0.0) or not fixed:
         return []
-    shift = f" {'-' if modality.offset < 0 else '+'} {abs(modality.offset):g}" if modality.offset else ""
-    note = f"Files of this modality store numbers; {' and '.join(fixed)} = number * {modality.scale:g}{shift}"
-    rule = None if modality.scene is None else modality.scene.offset
-    if rule is not None:
-        added = f"(number {'-' if rule.add < 0 else '+'} {abs(rule.add):g}) * {modality.scale:g}{shift}"
-        note += f", in products since processing baseline {rule.since:05.2f}, unless they were harmonised, {added}"
+    usual, *since = from_stored(modality).values()
+    note = f"Files of this modality store numbers; {' and '.join(fixed)} = {usual}"
+    if since:
+        baseline = f"{modality.scene.offset.since:05.2f}"
+        note += f", in products since processing baseline {baseline}, unless they were harmonised, {since[0]}"
     return [f"{note}, if the files say nothing else. Make values of them first."]
 
 

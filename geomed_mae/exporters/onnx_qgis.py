@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geomed_mae.errors import ConfigError
-from geomed_mae.exporters.card import CONTRACT, README, contract_json, model_card
+from geomed_mae.exporters.card import CONTRACT, README, contract_json, from_stored, model_card
 from geomed_mae.exporters.folder import building, carry_native, outcome
 from geomed_mae.exporters.graph import GRAPH_TOLERANCE, Graph, comparisons, traced
 from geomed_mae.exporters.onnx_file import (
@@ -190,8 +190,8 @@ def _stored(request: Request) -> tuple[Stored, ...]:
     scale, offset = modality.scale, modality.offset
     if (scale, offset) == (1.0, 0.0):
         return (replace(physical, file=FILE),)
-    shift = f" {'-' if offset < 0 else '+'} {abs(offset):g}" if offset else ""
-    usual = Stored(FILE, f"stored numbers, {units} = number * {scale:g}{shift}", scale, offset)
+    formulas = from_stored(modality)
+    usual = Stored(FILE, f"stored numbers, {units} = {formulas[0.0]}", scale, offset)
     rule = None if modality.scene is None else modality.scene.offset
     if rule is None:
         return (usual, physical)
@@ -201,8 +201,7 @@ def _stored(request: Request) -> tuple[Stored, ...]:
         ),
         Stored(
             f"model_offset_{abs(rule.add):g}.onnx",
-            f"stored numbers of products since processing baseline {rule.since:05.2f}, "
-            f"{units} = (number {'-' if rule.add < 0 else '+'} {abs(rule.add):g}) * {scale:g}{shift}",
+            f"stored numbers of products since processing baseline {rule.since:05.2f}, {units} = {formulas[rule.add]}",
             scale,
             offset + rule.add * scale,
         ),
