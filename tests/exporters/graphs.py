@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 
 from geomed_mae.archives.seen import Seen
 from geomed_mae.archives.statistics import summarise
@@ -19,11 +23,13 @@ from geomed_mae.models.contract import Contract, contract_entries
 from geomed_mae.models.pretrained import PretrainedEncoder, read_out
 from geomed_mae.models.spec import ModelSpec
 from geomed_mae.models.vit import Encoder
+from tests.consumer import elsewhere
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("background", "water", "wood")
 SPEC = ModelSpec(dim=24, depth=1, heads=2, patch_2d=(8, 4), patch_3d=(2, 8, 4), basis=4)
 RGB = ("B04", "B03", "B02")
+SIZES = {"one": (32, 24), "larger": (48, 64)}
 
 
 def encoder_of(modality: str = "sentinel2-l2a", spec: ModelSpec = SPEC) -> PretrainedEncoder:
@@ -98,3 +104,51 @@ def files_that_name(folder: Path, *words: str) -> list[str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and any(word.encode() in path.read_bytes() for word in words)
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """Exports of an encoder of images and of a model of volumes, and what another process makes of them."""
+
+    encoder: PretrainedEncoder
+    images: dict[str, Image]
+    volumes: np.ndarray
+    task: Request
+    folders: tuple[Path, Path]
+    results: tuple[dict, dict]
+    told: list
+    said: tuple[NpzFile, NpzFile]
+
+
+def opened_elsewhere(folder: Path, exporter: ModuleType, task: Request, code: str) -> Elsewhere:
+    """Export an encoder and `task` (of volumes) without a warning, and open both by `code`, which is given the folders.
+
+    It finds FOLDER.given.npz, what the model is to be fed by name, and leaves FOLDER.said.npz.
+    """
+    first, second = folder / "images", folder / "volumes"
+    encoder = encoder_of(spec=replace(SPEC, reference_gsd_m=10.0))
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.random((3, *size), dtype=np.float32) * 2 for name, size in SIZES.items()}  # clipped at 1.6
+    valid = {name: np.ones((1, *size), dtype=bool) for name, size in SIZES.items()}
+    valid["one"][:, 3, 5:7] = False  # NaN in the export's input
+    given = {name: np.where(valid[name], array, np.nan)[None] for name, array in arrays.items()}
+    np.savez(f"{first}.given.npz", **given, three=np.stack([arrays["larger"]] * 3))
+    volumes = rng.gamma(2.0, 100.0, (2, 1, 6, 24, 8)).astype(np.float32)
+    low, middle, high = np.percentile(volumes, (5, 50, 95), axis=(1, 2, 3, 4)).reshape(3, 2, 1, 1, 1, 1)
+    np.savez(f"{second}.given.npz", own=((volumes - middle) / ((high - low) / 3.29)).astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = (
+            exporter.export(ask(encoder, channels=RGB, size=SIZES["one"], spacing=(20.0, 20.0)), first),
+            exporter.export(task, second),
+        )
+    return Elsewhere(
+        encoder=encoder,
+        images={name: scene(array, valid[name], RGB, (20.0, 20.0)) for name, array in arrays.items()},
+        volumes=volumes,
+        task=task,
+        folders=(first, second),
+        results=results,
+        told=elsewhere(code, first, second),
+        said=(np.load(f"{first}.said.npz"), np.load(f"{second}.said.npz")),
+    )

@@ -6,22 +6,16 @@ import getpass
 import importlib.util
 import json
 import sys
-import warnings
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.lib.npyio import NpzFile
 
 import geomed_mae.exporters.onnx as exporter
 from geomed_mae.errors import ConfigError, IntegrityError, MissingExtraError
 from geomed_mae.exporters import onnx_file
-from geomed_mae.exporters.request import Request, ask
-from geomed_mae.image import Image
+from geomed_mae.exporters.request import ask
 from geomed_mae.models.encoder_folder import load_encoder
-from geomed_mae.models.pretrained import PretrainedEncoder
-from tests.consumer import elsewhere
 from tests.exporters.graphs import (
     CLASSES,
     RGB,
@@ -30,7 +24,7 @@ from tests.exporters.graphs import (
     chances,
     encoder_of,
     files_that_name,
-    scene,
+    opened_elsewhere,
     task_request,
 )
 
@@ -61,55 +55,13 @@ for folder in sys.argv[1:]:
     })
 print(json.dumps(told))
 """
-SIZES = {"one": (32, 24), "larger": (48, 64)}
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Exports of an encoder of images and of a classifier of volumes, and what another process makes of them."""
-
-    encoder: PretrainedEncoder
-    images: dict[str, Image]
-    volumes: np.ndarray
-    task: Request
-    folders: tuple[Path, Path]
-    results: tuple[dict, dict]
-    told: list
-    said: tuple[NpzFile, NpzFile]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    first, second = folder / "images", folder / "volumes"
-    encoder = encoder_of(spec=replace(SPEC, reference_gsd_m=10.0))
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.random((3, *size), dtype=np.float32) * 2 for name, size in SIZES.items()}  # clipped at 1.6
-    valid = {name: np.ones((1, *size), dtype=bool) for name, size in SIZES.items()}
-    valid["one"][:, 3, 5:7] = False  # NaN in the export's input
-    given = {name: np.where(valid[name], array, np.nan)[None] for name, array in arrays.items()}
-    np.savez(f"{first}.given.npz", **given, three=np.stack([arrays["larger"]] * 3))
-    volumes = rng.gamma(2.0, 100.0, (2, 1, 6, 24, 8)).astype(np.float32)
-    low, middle, high = np.percentile(volumes, (5, 50, 95), axis=(1, 2, 3, 4)).reshape(3, 2, 1, 1, 1, 1)
-    np.savez(f"{second}.given.npz", own=((volumes - middle) / ((high - low) / 3.29)).astype(np.float32))
     head = {"channels": ("MR",), "size": (4, 16, 8), "multi_label": True}
     task = task_request(encoder_of("mr"), "attentive", "classify", **head)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        results = (
-            exporter.export(ask(encoder, channels=RGB, size=SIZES["one"], spacing=(20.0, 20.0)), first),
-            exporter.export(task, second),
-        )
-    return Seen(
-        encoder=encoder,
-        images={name: scene(array, valid[name], RGB, (20.0, 20.0)) for name, array in arrays.items()},
-        volumes=volumes,
-        task=task,
-        folders=(first, second),
-        results=results,
-        told=elsewhere(OPEN, first, second),
-        said=(np.load(f"{first}.said.npz"), np.load(f"{second}.said.npz")),
-    )
+    return opened_elsewhere(tmp_path_factory.mktemp("onnx"), exporter, task, OPEN)
 
 
 def test_onnxruntime_alone_computes_the_same_features_and_vectors(seen):

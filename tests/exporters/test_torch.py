@@ -5,25 +5,29 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import nn
 
 import geomed_mae.exporters.fixed as fixed
 import geomed_mae.exporters.graph as graphs
 import geomed_mae.exporters.torch as exporter
 from geomed_mae.errors import ConfigError, IntegrityError
-from geomed_mae.exporters.request import Request, ask
-from geomed_mae.image import Image
+from geomed_mae.exporters.request import ask
 from geomed_mae.models.encoder_folder import load_encoder
-from geomed_mae.models.pretrained import PretrainedEncoder
-from tests.consumer import elsewhere
-from tests.exporters.graphs import RGB, ROOT, SPEC, chances, encoder_of, files_that_name, scene, task_request
+from tests.exporters.graphs import (
+    RGB,
+    ROOT,
+    SPEC,
+    chances,
+    encoder_of,
+    files_that_name,
+    opened_elsewhere,
+    task_request,
+)
 
 OPEN = """
 import json, sys
@@ -45,51 +49,12 @@ for folder in sys.argv[1:]:
     told.append({"contract": json.loads(extra["contract.json"]), "example": program.example_inputs is not None})
 print(json.dumps(told))
 """
-SIZES = {"one": (32, 24), "larger": (48, 64)}
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Exports of an encoder of images and of a model of volumes, and what another process makes of them."""
-
-    encoder: PretrainedEncoder
-    images: dict[str, Image]
-    volumes: np.ndarray
-    task: Request
-    folders: tuple[Path, Path]
-    results: tuple[dict, dict]
-    told: list
-    said: tuple[NpzFile, NpzFile]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("torch")
-    first, second = folder / "images", folder / "volumes"
-    encoder = encoder_of(spec=replace(SPEC, reference_gsd_m=10.0))
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.random((3, *size), dtype=np.float32) * 2 for name, size in SIZES.items()}  # clipped at 1.6
-    valid = {name: np.ones((1, *size), dtype=bool) for name, size in SIZES.items()}
-    valid["one"][:, 3, 5:7] = False  # NaN in the export's input
-    given = {name: np.where(valid[name], array, np.nan)[None] for name, array in arrays.items()}
-    np.savez(f"{first}.given.npz", **given, three=np.stack([arrays["larger"]] * 3))
-    volumes = rng.gamma(2.0, 100.0, (2, 1, 6, 24, 8)).astype(np.float32)
-    low, middle, high = np.percentile(volumes, (5, 50, 95), axis=(1, 2, 3, 4)).reshape(3, 2, 1, 1, 1, 1)
-    np.savez(f"{second}.given.npz", own=((volumes - middle) / ((high - low) / 3.29)).astype(np.float32))
     task = task_request(encoder_of("mr"), "linear", "segment", channels=("MR",), size=(4, 16, 8))
-    return Seen(
-        encoder=encoder,
-        images={name: scene(array, valid[name], RGB, (20.0, 20.0)) for name, array in arrays.items()},
-        volumes=volumes,
-        task=task,
-        folders=(first, second),
-        results=(
-            exporter.export(ask(encoder, channels=RGB, size=SIZES["one"], spacing=(20.0, 20.0)), first),
-            exporter.export(task, second),
-        ),
-        told=elsewhere(OPEN, first, second),
-        said=(np.load(f"{first}.said.npz"), np.load(f"{second}.said.npz")),
-    )
+    return opened_elsewhere(tmp_path_factory.mktemp("torch"), exporter, task, OPEN)
 
 
 def test_torch_alone_computes_the_same_features_and_vectors(seen):
